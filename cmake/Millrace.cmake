@@ -1,0 +1,54 @@
+# How every target of the project is declared.
+
+add_library(millrace_build_flags INTERFACE)
+target_compile_options(millrace_build_flags INTERFACE -Wall -Wextra -Werror)
+if(CMAKE_CXX_COMPILER_ID MATCHES Clang)
+  target_compile_options(millrace_build_flags INTERFACE -Wthread-safety)
+endif()
+if(MILLRACE_SANITIZE)
+  target_compile_options(millrace_build_flags INTERFACE
+    -fsanitize=${MILLRACE_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer -g1)
+  target_link_options(millrace_build_flags INTERFACE -fsanitize=${MILLRACE_SANITIZE})
+endif()
+target_include_directories(millrace_build_flags INTERFACE ${PROJECT_SOURCE_DIR})
+# The same bits on every build: a * b + c is one rounding only where the source says fma.
+target_compile_options(millrace_build_flags INTERFACE -ffp-contract=off)
+
+# millrace_library(NAME SOURCES ... DEPS ... [PRIVATE_DEPS ...])
+function(millrace_library name)
+  cmake_parse_arguments(ARG "" "" "SOURCES;DEPS;PRIVATE_DEPS" ${ARGN})
+  if(ARG_SOURCES)
+    add_library(${name} STATIC ${ARG_SOURCES})
+    target_link_libraries(${name} PUBLIC ${ARG_DEPS} PRIVATE millrace_build_flags ${ARG_PRIVATE_DEPS})
+    target_include_directories(${name} PUBLIC ${PROJECT_SOURCE_DIR})
+    if(MILLRACE_SANITIZE)
+      target_link_options(${name} PUBLIC -fsanitize=${MILLRACE_SANITIZE})
+    endif()
+  else()
+    add_library(${name} INTERFACE)
+    target_link_libraries(${name} INTERFACE ${ARG_DEPS})
+    target_include_directories(${name} INTERFACE ${PROJECT_SOURCE_DIR})
+  endif()
+endfunction()
+
+# millrace_program(NAME OUTPUT SOURCES ... DEPS ...)
+function(millrace_program name output)
+  cmake_parse_arguments(ARG "" "" "SOURCES;DEPS" ${ARGN})
+  add_executable(${name} ${ARG_SOURCES})
+  target_link_libraries(${name} PRIVATE millrace_build_flags ${ARG_DEPS})
+  set_target_properties(${name} PROPERTIES OUTPUT_NAME ${output})
+endfunction()
+
+# millrace_test(NAME SOURCES ... DEPS ... [LABELS ...]): a GoogleTest program, each case one ctest.
+function(millrace_test name)
+  cmake_parse_arguments(ARG "" "" "SOURCES;DEPS;LABELS" ${ARGN})
+  if(NOT ARG_LABELS)
+    set(ARG_LABELS unit)
+  endif()
+  add_executable(${name} ${ARG_SOURCES})
+  target_link_libraries(${name} PRIVATE millrace_build_flags ${ARG_DEPS} GTest::gmock_main)
+  set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
+  gtest_discover_tests(${name} DISCOVERY_TIMEOUT 60
+    PROPERTIES LABELS "${ARG_LABELS}" TIMEOUT 300
+    WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
+endfunction()

@@ -1,0 +1,62 @@
+// The engine as the frontend sees it, and the frontend as the engine sees it.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "coordinator/scheduler/microbatch_plan.h"
+#include "coordinator/scheduler/scheduler.h"
+
+namespace millrace {
+
+// Where the engine puts what happened. Thread: engine.
+class TokenSink {
+ public:
+  virtual ~TokenSink() = default;
+  // While false the engine plans no microbatch: the text thread is behind.
+  virtual bool HasRoom() const = 0;
+  // Takes the actions, in order; never waits. What is in flight when HasRoom turns false still arrives here.
+  virtual void OnActions(std::vector<SchedulerAction> actions) = 0;
+};
+
+enum class PipelineState { kWaitingForWorkers, kLoading, kServing, kStopping };
+
+struct StageSnapshot {
+  std::string worker;
+  uint32_t first_layer = 0;
+  uint32_t num_layers = 0;
+  uint64_t weight_bytes = 0;
+  uint64_t kv_bytes = 0;
+  uint64_t activation_bytes = 0;
+  std::string numeric_class;
+  absl::Duration busy;  // since the epoch began
+  uint64_t microbatches = 0;
+  uint64_t rows = 0;
+};
+
+struct PipelineSnapshot {
+  PipelineState state = PipelineState::kWaitingForWorkers;
+  std::string detail;  // for people: what is waited for
+  uint64_t epoch = 0;
+  absl::Duration active;  // time of this epoch with a microbatch in flight
+  SchedulerLoad load;
+  std::vector<StageSnapshot> stages;
+};
+
+// Thread: any. Nothing here waits for the pipeline.
+class EnginePort {
+ public:
+  virtual ~EnginePort() = default;
+  // Hands a request over. OK: it will end in exactly one SequenceFinished. RESOURCE_EXHAUSTED: too many live requests.
+  // UNAVAILABLE: stopping.
+  virtual absl::Status Submit(SequenceRequest request) = 0;
+  // As Scheduler::Cancel and Scheduler::StopAt. For ids whose Submit returned OK; at most once each.
+  virtual void Cancel(SequenceId id, absl::Status why) = 0;
+  virtual void StopAt(SequenceId id, uint32_t output_tokens) = 0;
+  virtual PipelineSnapshot Snapshot() const = 0;
+};
+
+}  // namespace millrace

@@ -1,0 +1,70 @@
+// The shape of a Llama-architecture model, read from GGUF metadata and checked against the tensors of the file.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "model/gguf_file.h"
+
+namespace millrace {
+
+enum class RopeScaling { kNone, kLinear };
+
+struct HyperParameters {
+  std::string name;
+  std::string architecture;  // "llama"
+  uint32_t num_layers = 0;
+  uint32_t hidden_size = 0;
+  uint32_t ffn_size = 0;
+  uint32_t num_heads = 0;
+  uint32_t num_kv_heads = 0;
+  uint32_t head_size = 0;
+  uint32_t rope_dims = 0;  // even, <= head_size; the first so many dims of a head are rotated, as (2i, 2i+1) pairs
+  double rope_base = 10000.0;
+  RopeScaling rope_scaling = RopeScaling::kNone;
+  double rope_scale_factor = 1.0;  // linear: positions are divided by it
+  float rms_epsilon = 1e-5f;
+  uint32_t vocabulary_size = 0;
+  uint32_t context_tokens = 0;
+  bool tied_output = false;  // no output.weight: the embedding serves
+
+  // F32 KV cache: 2 x layers x kv heads x head size x 4 bytes.
+  uint64_t KvBytesPerToken(uint32_t layers) const {
+    return uint64_t{2} * layers * num_kv_heads * head_size * sizeof(float);
+  }
+};
+
+// Errors: INVALID_ARGUMENT naming key or tensor, what it is and what it must be. On OK every tensor the model needs is there
+// with its exact shape and a type that can be computed with; sizes are far from overflow.
+absl::StatusOr<HyperParameters> ReadHyperParameters(const GgufFile& file);
+
+// Tensors of one layer, or of the ends of the model, as pointers into the file. Shapes are checked by ReadHyperParameters.
+struct LayerTensors {
+  const TensorInfo* attn_norm;    // F32 [hidden]
+  const TensorInfo* attn_q;       // [heads * head_size, hidden]
+  const TensorInfo* attn_k;       // [kv_heads * head_size, hidden]
+  const TensorInfo* attn_v;       // [kv_heads * head_size, hidden]
+  const TensorInfo* attn_output;  // [hidden, heads * head_size]
+  const TensorInfo* ffn_norm;     // F32 [hidden]
+  const TensorInfo* ffn_gate;     // [ffn, hidden]
+  const TensorInfo* ffn_up;       // [ffn, hidden]
+  const TensorInfo* ffn_down;     // [hidden, ffn]
+};
+LayerTensors FindLayerTensors(const GgufFile& file, uint32_t layer);  // REQUIRES: ReadHyperParameters was OK
+
+struct EndTensors {
+  const TensorInfo* token_embedding;  // [vocabulary, hidden]
+  const TensorInfo* output_norm;      // F32 [hidden]
+  const TensorInfo* output;           // [vocabulary, hidden]; the embedding if tied
+  const TensorInfo* rope_freqs;       // F32 [rope_dims / 2], divides the inverse frequencies; may be null
+};
+EndTensors FindEndTensors(const GgufFile& file);  // REQUIRES: ReadHyperParameters was OK
+
+// Bytes of the tensors that a stage with these layers reads (first: embedding; last: output norm and output matrix).
+uint64_t StageWeightBytes(const GgufFile& file, uint32_t first_layer, uint32_t num_layers, bool first, bool last);
+
+}  // namespace millrace

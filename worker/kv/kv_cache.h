@@ -1,0 +1,40 @@
+// Block storage of the KV cache for the layers of one stage. No policy: which sequence owns which block is the coordinator's.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+
+#include "absl/status/statusor.h"
+#include "kernels/paged_attention.h"
+
+namespace millrace {
+
+// Thread: compute. Memory is reserved at once and touched on first use, so an idle cache costs address space only.
+class KvCache {
+ public:
+  struct Shape {
+    uint32_t num_layers = 0;
+    uint32_t num_blocks = 0;
+    uint32_t block_tokens = 0;
+    uint32_t kv_heads = 0;
+    uint32_t head_size = 0;
+    // 2 x layers x block tokens x kv heads x head size x 4 bytes
+    uint64_t BytesPerBlock() const;
+  };
+  // RESOURCE_EXHAUSTED: the memory is not to be had.
+  static absl::StatusOr<std::unique_ptr<KvCache>> Create(const Shape& shape);
+  ~KvCache();
+
+  // The blocks of one of this stage's layers, `layer` counted from the stage's first.
+  kernels::PagedKv Layer(uint32_t layer) const;
+  const Shape& shape() const { return shape_; }
+
+ private:
+  KvCache(const Shape& shape, void* memory, size_t bytes);
+  Shape shape_;
+  void* memory_;
+  size_t bytes_;
+};
+
+}  // namespace millrace
