@@ -1,0 +1,43 @@
+// How every channel and server of the project is set up, and the address forms users write.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "grpcpp/channel.h"
+#include "grpcpp/server_builder.h"
+#include "grpcpp/support/status.h"
+
+namespace millrace {
+
+// Control streams and client calls: small messages.
+std::shared_ptr<grpc::Channel> MakeControlChannel(const std::string& address);
+
+// Hops: activations of any size, on connections of their own so that a large one never stands before a plan.
+std::shared_ptr<grpc::Channel> MakeBulkChannel(const std::string& address);
+
+// Refuses a port that is in use (gRPC would share it), takes messages of up to `max_message_bytes`.
+void ConfigureServer(grpc::ServerBuilder& builder, size_t max_message_bytes);
+
+struct HostPort {
+  std::string host;
+  uint16_t port = 0;
+  std::string ToString() const;  // host:port, [host]:port for IPv6
+};
+// "127.0.0.1:0", "[::1]:50051", "worker-1.ring:7000". INVALID_ARGUMENT: anything else, with what is expected.
+absl::StatusOr<HostPort> ParseHostPort(absl::string_view text);
+bool IsLoopback(const std::string& host);
+bool IsAnyAddress(const std::string& host);
+
+// The local address that packets to `peer` leave from. UNAVAILABLE: no route, or the name does not resolve.
+absl::StatusOr<std::string> SourceAddressTowards(const HostPort& peer);
+
+// The only conversions between the two status types; the codes are the same numbers.
+grpc::Status ToGrpcStatus(const absl::Status& status);
+absl::Status FromGrpcStatus(const grpc::Status& status);
+
+}  // namespace millrace

@@ -1,0 +1,133 @@
+#include "common/transport/hop_link.h"
+
+#include <deque>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/clock.h"
+#include "common/mutex.h"
+#include "common/transport/channels.h"
+#include "common/transport/hop_frame.h"
+#include "grpcpp/generic/generic_stub.h"
+#include "grpcpp/grpcpp.h"
+
+namespace millrace {
+namespace {
+
+constexpr char kHopMethod[] = "/millrace.v1.Ring/Hop";
+
+}  // namespace
+
+// One write is outstanding at a time; the rest waits in the queue. gRPC may use this object until OnDone.
+class HopLink::Stream final : public grpc::ClientBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer> {
+ public:
+  explicit Stream(HopLinkOptions options)
+      : options_(std::move(options)), stub_(MakeBulkChannel(options_.address)) {
+    context_.AddMetadata(kSecretMetadata, options_.secret);
+    context_.AddMetadata(kEpochMetadata, absl::StrCat(options_.epoch.value()));
+    context_.set_wait_for_ready(true);
+    stub_.PrepareBidiStreamingCall(&context_, kHopMethod, grpc::StubOptions(), this);
+    StartRead(&incoming_);
+    StartCall();
+  }
+
+  absl::Status WaitConnected(absl::Duration timeout) {
+    const absl::Time deadline = Clock::Steady().Now() + timeout;
+    MutexLock lock(&mutex_);
+    while (!connected_ && !done_) {
+      const absl::Duration left = deadline - Clock::Steady().Now();
+      if (left <= absl::ZeroDuration()) {
+        return absl::UnavailableError(absl::StrCat("no connection to ", options_.address, " within ",
+                                                   absl::FormatDuration(timeout)));
+      }
+      changed_.WaitFor(&mutex_, left);
+    }
+    return done_ ? status_ : absl::OkStatus();
+  }
+
+  bool Send(HopMessage message) {
+    MutexLock lock(&mutex_);
+    if (done_ || closing_ || queue_.size() >= options_.max_queued) return false;
+    queue_.push_back(EncodeHopMessage(message));
+    if (queue_.size() == 1) StartWrite(&queue_.front());
+    return true;
+  }
+
+  void Close() {
+    {
+      MutexLock lock(&mutex_);
+      if (closing_) return;
+      closing_ = true;
+    }
+    context_.TryCancel();
+  }
+
+  void AwaitDone() {
+    MutexLock lock(&mutex_);
+    while (!done_) changed_.Wait(&mutex_);
+  }
+
+  void OnReadInitialMetadataDone(bool ok) override {
+    MutexLock lock(&mutex_);
+    connected_ = ok;
+    changed_.NotifyAll();
+  }
+
+  void OnWriteDone(bool ok) override {
+    MutexLock lock(&mutex_);
+    queue_.pop_front();
+    if (ok && !queue_.empty()) StartWrite(&queue_.front());
+  }
+
+  // The receiver sends nothing; a finished read means that it ended the stream.
+  void OnReadDone(bool ok) override {
+    if (ok) {
+      StartRead(&incoming_);
+    } else {
+      context_.TryCancel();
+    }
+  }
+
+  void OnDone(const grpc::Status& status) override {
+    const absl::Status reason(
+        static_cast<absl::StatusCode>(status.error_code()),
+        absl::StrCat("hop to ", options_.address, ": ",
+                     status.error_message().empty() ? "stream ended" : status.error_message()));
+    bool report = false;
+    {
+      MutexLock lock(&mutex_);
+      status_ = reason.ok() ? absl::UnavailableError(reason.message()) : reason;
+      report = !closing_;
+    }
+    if (report && options_.on_broken) options_.on_broken(reason);
+    MutexLock lock(&mutex_);
+    done_ = true;
+    changed_.NotifyAll();
+  }
+
+ private:
+  const HopLinkOptions options_;
+  grpc::GenericStub stub_;
+  grpc::ClientContext context_;
+  grpc::ByteBuffer incoming_;
+  Mutex mutex_;
+  CondVar changed_;
+  std::deque<grpc::ByteBuffer> queue_ ABSL_GUARDED_BY(mutex_);
+  bool connected_ ABSL_GUARDED_BY(mutex_) = false;
+  bool closing_ ABSL_GUARDED_BY(mutex_) = false;
+  bool done_ ABSL_GUARDED_BY(mutex_) = false;
+  absl::Status status_ ABSL_GUARDED_BY(mutex_);
+};
+
+HopLink::HopLink(HopLinkOptions options) : stream_(std::make_unique<Stream>(std::move(options))) {}
+
+HopLink::~HopLink() {
+  stream_->Close();
+  stream_->AwaitDone();
+}
+
+absl::Status HopLink::WaitConnected(absl::Duration timeout) { return stream_->WaitConnected(timeout); }
+bool HopLink::Send(HopMessage message) { return stream_->Send(std::move(message)); }
+void HopLink::Close() { stream_->Close(); }
+
+}  // namespace millrace
