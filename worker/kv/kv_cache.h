@@ -1,4 +1,5 @@
-// Block storage of the KV cache for the layers of one stage. No policy: which sequence owns which block is the coordinator's.
+// Block storage of the KV cache for the layers of one stage. No policy: which sequence owns which block is
+// the coordinator's.
 #pragma once
 
 #include <cstddef>
@@ -10,7 +11,8 @@
 
 namespace millrace {
 
-// Thread: compute. Memory is reserved at once and touched on first use, so an idle cache costs address space only.
+// Thread: compute. Memory is reserved at once and touched on first use, so an idle cache costs address space
+// only.
 class KvCache {
  public:
   struct Shape {
@@ -19,14 +21,18 @@ class KvCache {
     uint32_t block_tokens = 0;
     uint32_t kv_heads = 0;
     uint32_t head_size = 0;
-    // 2 x layers x block tokens x kv heads x head size x 4 bytes
+    // 2 x layers x block tokens x kv heads x head size x 4 bytes; the largest number if it does not fit.
     uint64_t BytesPerBlock() const;
   };
-  // RESOURCE_EXHAUSTED: the memory is not to be had.
+  // INVALID_ARGUMENT: a count of 0, or block_tokens not a multiple of kernels::kKeyGroupTokens.
+  // RESOURCE_EXHAUSTED: the memory is not to be had (more than the machine has, or than may be reserved).
   static absl::StatusOr<std::unique_ptr<KvCache>> Create(const Shape& shape);
   ~KvCache();
+  KvCache(const KvCache&) = delete;
+  KvCache& operator=(const KvCache&) = delete;
 
-  // The blocks of one of this stage's layers, `layer` counted from the stage's first.
+  // The blocks of one of this stage's layers, `layer` counted from the stage's first. REQUIRES: layer <
+  // num_layers.
   kernels::PagedKv Layer(uint32_t layer) const;
   const Shape& shape() const { return shape_; }
 

@@ -1,0 +1,56 @@
+#include "worker/stage/activations.h"
+
+#include <algorithm>
+
+#include "common/check.h"
+#include "common/status_macros.h"
+#include "kernels/matmul.h"
+#include "kernels/paged_attention.h"
+
+namespace millrace {
+
+absl::StatusOr<Activations> Activations::Allocate(const HyperParameters& hyper_parameters, uint32_t max_rows,
+                                                  uint32_t context_tokens) {
+  const HyperParameters& h = hyper_parameters;
+  const uint64_t attention_width = uint64_t{h.num_heads} * h.head_size;
+  const uint64_t kv_width = uint64_t{h.num_kv_heads} * h.head_size;
+  const uint64_t widest = std::max<uint64_t>({h.hidden_size, attention_width, h.ffn_size});
+  const uint64_t scratch =
+      std::max(kernels::MatMulScratchFloats(max_rows, widest),
+               kernels::AttentionScratchFloats(context_tokens, h.num_heads, h.num_kv_heads));
+  Activations a;
+  ASSIGN_OR_RETURN(a.residual, FloatBuffer::Allocate("residual stream", {max_rows, h.hidden_size}));
+  ASSIGN_OR_RETURN(a.normed, FloatBuffer::Allocate("normed activations", {max_rows, h.hidden_size}));
+  ASSIGN_OR_RETURN(a.queries, FloatBuffer::Allocate("queries", {max_rows, attention_width}));
+  ASSIGN_OR_RETURN(a.keys, FloatBuffer::Allocate("keys", {max_rows, kv_width}));
+  ASSIGN_OR_RETURN(a.values, FloatBuffer::Allocate("values", {max_rows, kv_width}));
+  ASSIGN_OR_RETURN(a.attended, FloatBuffer::Allocate("attention output", {max_rows, attention_width}));
+  ASSIGN_OR_RETURN(a.gate, FloatBuffer::Allocate("FFN gate", {max_rows, h.ffn_size}));
+  ASSIGN_OR_RETURN(a.up, FloatBuffer::Allocate("FFN up", {max_rows, h.ffn_size}));
+  ASSIGN_OR_RETURN(a.scratch, FloatBuffer::Allocate("kernel scratch", {scratch}));
+  a.token_ids.resize(max_rows);
+  a.positions.resize(max_rows);
+  return a;
+}
+
+void Activations::Enter(const StageBatch& batch) {
+  size_t row = 0;
+  for (const StageSegment& segment : batch.segments) {
+    MILLRACE_CHECK(segment.token_ids.size() <= positions.size() - row);
+    for (size_t i = 0; i < segment.token_ids.size(); ++i, ++row) {
+      token_ids[row] = segment.token_ids[i];
+      positions[row] = segment.first_position + static_cast<uint32_t>(i);
+    }
+  }
+}
+
+uint64_t Activations::bytes() const {
+  uint64_t bytes = (token_ids.size() + positions.size()) * sizeof(uint32_t);
+  for (const FloatBuffer* buffer :
+       {&residual, &normed, &queries, &keys, &values, &attended, &gate, &up, &scratch}) {
+    bytes += buffer->bytes();
+  }
+  return bytes;
+}
+
+}  // namespace millrace

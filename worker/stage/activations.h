@@ -1,0 +1,39 @@
+// The working memory of one microbatch in one stage.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "model/hyper_parameters.h"
+#include "worker/stage/float_buffer.h"
+#include "worker/stage/stage_batch.h"
+#include "worker/stage/stage_layout.h"
+
+namespace millrace {
+
+// Row-major; the first batch.rows() rows are in use. Thread: compute.
+struct Activations {
+  FloatBuffer residual;             // [max_rows, hidden], the residual stream, never rounded
+  FloatBuffer normed;               // [max_rows, hidden]
+  FloatBuffer queries;              // [max_rows, heads, head_size]
+  FloatBuffer keys;                 // [max_rows, kv_heads, head_size]
+  FloatBuffer values;               // [max_rows, kv_heads, head_size]
+  FloatBuffer attended;             // [max_rows, heads, head_size]
+  FloatBuffer gate;                 // [max_rows, ffn]
+  FloatBuffer up;                   // [max_rows, ffn]
+  FloatBuffer scratch;              // of whichever kernel is running
+  std::vector<uint32_t> token_ids;  // [max_rows]
+  std::vector<uint32_t> positions;  // [max_rows]
+
+  // RESOURCE_EXHAUSTED: not enough memory.
+  static absl::StatusOr<Activations> Allocate(const HyperParameters& hyper_parameters, uint32_t max_rows,
+                                              uint32_t context_tokens);
+
+  // Token ids and positions of the rows. REQUIRES: batch.rows() <= max_rows.
+  void Enter(const StageBatch& batch);
+
+  uint64_t bytes() const;
+};
+
+}  // namespace millrace

@@ -1,0 +1,72 @@
+// The end of the last stage: output norm, logits of the rows that need them, tokens and log probabilities.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "common/generation.h"
+#include "kernels/backend.h"
+#include "model/hyper_parameters.h"
+#include "worker/stage/float_buffer.h"
+#include "worker/stage/sampler.h"
+#include "worker/stage/stage_batch.h"
+#include "worker/stage/stage_weights.h"
+
+namespace millrace {
+
+// Thread: compute. What it points to outlives it.
+class OutputHead {
+ public:
+  // Logits are made for so many rows at a time, so that their buffer stays small whatever asks for log
+  // probabilities.
+  static constexpr uint32_t kMaxLogitRows = 16;
+
+  // RESOURCE_EXHAUSTED: not enough memory.
+  static absl::StatusOr<std::unique_ptr<OutputHead>> Create(const HyperParameters& hyper_parameters,
+                                                            const StageWeights& weights,
+                                                            const kernels::Backend& backend);
+
+  // `residual` is [batch.rows(), hidden]. As StageModel::Sample.
+  std::vector<SequenceResult> Sample(const StageBatch& batch, absl::Span<const float> residual);
+
+  // [rows.size(), vocabulary], for rows of `residual`; valid until the next call of either function.
+  // REQUIRES: rows.size() <= kMaxLogitRows.
+  absl::Span<const float> Logits(absl::Span<const uint32_t> rows, absl::Span<const float> residual);
+
+  uint64_t bytes() const;
+
+ private:
+  // Why the logits of a row are needed, and where their answer goes.
+  struct Wanted {
+    uint32_t row = 0;
+    const StageSegment* segment = nullptr;
+    SequenceResult* result = nullptr;
+    std::optional<TokenId> next_prompt_id;  // report its log probability
+    bool sample = false;
+  };
+
+  OutputHead(const HyperParameters& hyper_parameters, const StageWeights& weights,
+             const kernels::Backend& backend)
+      : shape_(hyper_parameters),
+        weights_(weights),
+        backend_(backend),
+        sampler_(hyper_parameters.vocabulary_size) {}
+
+  static std::vector<SequenceResult> EmptyResults(const StageBatch& batch);
+  static std::vector<Wanted> FindWanted(const StageBatch& batch, std::vector<SequenceResult>& results);
+  void Answer(const Wanted& wanted, absl::Span<const float> logits);
+
+  const HyperParameters& shape_;
+  const StageWeights& weights_;
+  const kernels::Backend& backend_;
+  Sampler sampler_;
+  FloatBuffer normed_;   // [kMaxLogitRows, hidden]
+  FloatBuffer logits_;   // [kMaxLogitRows, vocabulary]
+  FloatBuffer scratch_;  // of the matrix product
+};
+
+}  // namespace millrace
