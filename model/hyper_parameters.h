@@ -15,7 +15,7 @@ namespace millrace {
 enum class RopeScaling { kNone, kLinear };
 
 struct HyperParameters {
-  std::string name;
+  std::string name;          // general.name, at most 800 printable ASCII characters
   std::string architecture;  // "llama"
   uint32_t num_layers = 0;
   uint32_t hidden_size = 0;
@@ -39,7 +39,8 @@ struct HyperParameters {
 };
 
 // Errors: INVALID_ARGUMENT naming key or tensor, what it is and what it must be. On OK every tensor the model needs is there
-// with its exact shape and a type that can be computed with; sizes are far from overflow.
+// with its exact shape and a type that can be computed with, there is none it does not need (a bias, say, would be left out
+// without a word), and sizes are far from overflow. A vocabulary in the file has as many tokens as the embedding has rows.
 absl::StatusOr<HyperParameters> ReadHyperParameters(const GgufFile& file);
 
 // Tensors of one layer, or of the ends of the model, as pointers into the file. Shapes are checked by ReadHyperParameters.
@@ -64,7 +65,9 @@ struct EndTensors {
 };
 EndTensors FindEndTensors(const GgufFile& file);  // REQUIRES: ReadHyperParameters was OK
 
-// Bytes of the tensors that a stage with these layers reads (first: embedding; last: output norm and output matrix).
+// Bytes of the tensors that a stage with these layers reads (first: embedding; last: output norm and output matrix; every
+// stage: rope_freqs). A tied matrix that serves both ends of one stage counts once. REQUIRES: ReadHyperParameters was OK and
+// the layers exist.
 uint64_t StageWeightBytes(const GgufFile& file, uint32_t first_layer, uint32_t num_layers, bool first, bool last);
 
 }  // namespace millrace
