@@ -1,0 +1,175 @@
+#include "coordinator/frontend/control_service.h"
+
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "common/status_macros.h"
+#include "coordinator/frontend/error_detail.h"
+#include "coordinator/frontend/generate_stream.h"
+#include "coordinator/frontend/proto_time.h"
+#include "coordinator/frontend/rpc_message.h"
+
+namespace millrace {
+namespace {
+
+constexpr uint32_t kApiRevision = 1;
+constexpr size_t kMaxControlBytes = size_t{1} << 20;
+
+v1::GetServerInfoResponse::State ToProto(PipelineState state) {
+  switch (state) {
+    case PipelineState::kWaitingForWorkers:
+      return v1::GetServerInfoResponse::STATE_WAITING_FOR_WORKERS;
+    case PipelineState::kLoading:
+      return v1::GetServerInfoResponse::STATE_LOADING;
+    case PipelineState::kServing:
+      return v1::GetServerInfoResponse::STATE_SERVING;
+    case PipelineState::kStopping:
+      return v1::GetServerInfoResponse::STATE_STOPPING;
+  }
+  return v1::GetServerInfoResponse::STATE_UNSPECIFIED;
+}
+
+void FillStage(const StageSnapshot& stage, absl::Duration active, v1::StageLoad* load) {
+  load->set_worker(stage.worker);
+  load->set_first_layer(stage.first_layer);
+  load->set_num_layers(stage.num_layers);
+  load->set_weight_bytes(stage.weight_bytes);
+  load->set_kv_bytes(stage.kv_bytes);
+  load->set_activation_bytes(stage.activation_bytes);
+  load->set_numeric_class(stage.numeric_class);
+  SetDuration(stage.busy, load->mutable_busy());
+  load->set_microbatches(stage.microbatches);
+  load->set_rows(stage.rows);
+  load->set_busy_share(active > absl::ZeroDuration() ? absl::FDivDuration(stage.busy, active) : 0.0);
+}
+
+void FillScheduler(const SchedulerLoad& from, v1::GetLoadResponse* load) {
+  load->set_running_requests(from.running);
+  load->set_queued_requests(from.waiting);
+  load->set_microbatches_in_flight(from.in_flight);
+  load->set_kv_blocks_total(from.blocks_total);
+  load->set_kv_blocks_used(from.blocks_used);
+  load->set_kv_block_tokens(from.block_tokens);
+  load->set_prompt_tokens_total(from.prompt_tokens);
+  load->set_generated_tokens_total(from.output_tokens);
+  load->set_requests_finished_total(from.finished);
+  load->set_requests_failed_total(from.failed);
+  load->set_preemptions_total(from.preemptions);
+}
+
+// Answers a call whose request has no fields: there is nothing in it to parse, and what a newer client adds is ignored.
+template <typename Response>
+grpc::ServerUnaryReactor* AnswerAtOnce(grpc::CallbackServerContext* context, const Response& response,
+                                       grpc::ByteBuffer* out) {
+  grpc::ServerUnaryReactor* const reactor = context->DefaultReactor();
+  Answer<Response>(response, out, reactor);
+  return reactor;
+}
+
+}  // namespace
+
+ControlService::ControlService(ControlServiceOptions options)
+    : options_(std::move(options)), started_(options_.clock->Now()) {}
+
+grpc::ServerUnaryReactor* ControlService::GetServerInfo(grpc::CallbackServerContext* context,
+                                                        const grpc::ByteBuffer* /*request*/,
+                                                        grpc::ByteBuffer* response) {
+  return AnswerAtOnce(context, ServerInfo(), response);
+}
+
+grpc::ServerUnaryReactor* ControlService::GetModelInfo(grpc::CallbackServerContext* context,
+                                                       const grpc::ByteBuffer* /*request*/,
+                                                       grpc::ByteBuffer* response) {
+  return AnswerAtOnce(context, ModelInfo(), response);
+}
+
+grpc::ServerUnaryReactor* ControlService::GetLoad(grpc::CallbackServerContext* context,
+                                                  const grpc::ByteBuffer* /*request*/, grpc::ByteBuffer* response) {
+  return AnswerAtOnce(context, Load(), response);
+}
+
+grpc::ServerUnaryReactor* ControlService::Abort(grpc::CallbackServerContext* context,
+                                                const grpc::ByteBuffer* request, grpc::ByteBuffer* response) {
+  grpc::ServerUnaryReactor* const reactor = context->DefaultReactor();
+  const absl::StatusOr<v1::AbortRequest> message = ParseMessage<v1::AbortRequest>(*request, kMaxControlBytes);
+  if (message.ok()) {
+    Answer(AbortRequests(*message), response, reactor);
+  } else {
+    Answer<v1::AbortResponse>(message.status(), response, reactor);
+  }
+  return reactor;
+}
+
+v1::GetServerInfoResponse ControlService::ServerInfo() const {
+  const PipelineSnapshot pipeline = engine_->Snapshot();
+  const bool stopping = options_.registry->closed();
+  v1::GetServerInfoResponse info;
+  info.set_version(options_.version);
+  info.set_api_revision(kApiRevision);
+  info.set_state(stopping ? v1::GetServerInfoResponse::STATE_STOPPING : ToProto(pipeline.state));
+  info.set_state_detail(stopping ? "the server finishes its live requests and takes no new ones" : pipeline.detail);
+  SetDuration(options_.clock->Now() - started_, info.mutable_uptime());
+  info.set_max_queued_requests(options_.max_queued_requests);
+  info.set_max_running_requests(options_.max_running_requests);
+  info.set_max_input_bytes(options_.max_input_bytes);
+  return info;
+}
+
+v1::GetModelInfoResponse ControlService::ModelInfo() const {
+  const HyperParameters& model = options_.model;
+  v1::GetModelInfoResponse info;
+  info.set_name(model.name);
+  info.set_architecture(model.architecture);
+  info.set_fingerprint(options_.fingerprint);
+  info.set_context_tokens(model.context_tokens);
+  info.set_vocabulary_size(model.vocabulary_size);
+  info.set_layers(model.num_layers);
+  info.set_hidden_size(model.hidden_size);
+  info.set_attention_heads(model.num_heads);
+  info.set_kv_heads(model.num_kv_heads);
+  info.set_head_size(model.head_size);
+  info.set_weight_bytes(options_.weight_bytes);
+  info.set_kv_bytes_per_token(model.KvBytesPerToken(model.num_layers));
+  if (options_.tokenizer->bos().has_value()) info.set_bos_token_id(*options_.tokenizer->bos());
+  const absl::Span<const TokenId> ends = options_.tokenizer->end_tokens();
+  info.mutable_eos_token_ids()->Add(ends.begin(), ends.end());
+  info.set_adds_bos(options_.tokenizer->adds_bos());
+  info.set_has_chat_template(options_.has_chat_template);
+  return info;
+}
+
+v1::GetLoadResponse ControlService::Load() const {
+  const PipelineSnapshot pipeline = engine_->Snapshot();
+  v1::GetLoadResponse load;
+  FillScheduler(pipeline.load, &load);
+  load.set_queued_requests(load.queued_requests() + static_cast<uint32_t>(options_.queued_jobs()));
+  load.set_epoch(pipeline.epoch);
+  SetDuration(pipeline.active, load.mutable_active());
+  for (const StageSnapshot& stage : pipeline.stages) {
+    const uint32_t number = static_cast<uint32_t>(load.stages_size());
+    v1::StageLoad* added = load.add_stages();
+    added->set_stage(number);
+    FillStage(stage, pipeline.active, added);
+  }
+  return load;
+}
+
+absl::StatusOr<v1::AbortResponse> ControlService::AbortRequests(const v1::AbortRequest& request) {
+  if (!request.all() && request.request_ids().empty()) {
+    return Refusal(absl::StatusCode::kInvalidArgument, "NO_REQUEST_IDS",
+                   "nothing to abort: name request_ids or set all");
+  }
+  std::vector<const std::string*> ids;
+  for (const std::string& id : request.request_ids()) ids.push_back(&id);
+  v1::AbortResponse response;
+  const auto streams = request.all() ? options_.registry->All() : options_.registry->Find(ids);
+  for (const std::shared_ptr<GenerateStream>& stream : streams) {
+    stream->RequestEnd(
+        Refusal(absl::StatusCode::kCancelled, "ABORTED", "the request was aborted through Control.Abort"));
+    response.add_aborted_ids(stream->request_id());
+  }
+  return response;
+}
+
+}  // namespace millrace

@@ -1,0 +1,64 @@
+// The Control service of control.proto.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <string>
+
+#include "absl/time/time.h"
+#include "common/clock.h"
+#include "coordinator/frontend/request_registry.h"
+#include "coordinator/pipeline/engine_port.h"
+#include "millrace/v1/control.grpc.pb.h"
+#include "model/hyper_parameters.h"
+#include "model/tokenizer.h"
+
+namespace millrace {
+
+struct ControlServiceOptions {
+  const Tokenizer* tokenizer = nullptr;
+  RequestRegistry* registry = nullptr;
+  const Clock* clock = nullptr;
+  HyperParameters model;
+  std::string fingerprint;
+  uint64_t weight_bytes = 0;
+  bool has_chat_template = false;
+  std::string version;
+  uint32_t max_queued_requests = 0;
+  uint32_t max_running_requests = 0;
+  size_t max_input_bytes = 0;
+  std::function<size_t()> queued_jobs;  // requests that wait for the text thread
+};
+
+using RawControl = v1::Control::WithRawCallbackMethod_GetServerInfo<v1::Control::WithRawCallbackMethod_GetModelInfo<
+    v1::Control::WithRawCallbackMethod_GetLoad<v1::Control::WithRawCallbackMethod_Abort<v1::Control::Service>>>>;
+
+// Thread: gRPC's, any number at once. Nothing here waits.
+class ControlService final : public RawControl {
+ public:
+  explicit ControlService(ControlServiceOptions options);
+
+  void set_engine(const EnginePort* engine) { engine_ = engine; }  // before the first call
+
+  grpc::ServerUnaryReactor* GetServerInfo(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
+                                          grpc::ByteBuffer* response) override;
+  grpc::ServerUnaryReactor* GetModelInfo(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
+                                         grpc::ByteBuffer* response) override;
+  grpc::ServerUnaryReactor* GetLoad(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
+                                    grpc::ByteBuffer* response) override;
+  grpc::ServerUnaryReactor* Abort(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
+                                  grpc::ByteBuffer* response) override;
+
+ private:
+  v1::GetServerInfoResponse ServerInfo() const;
+  v1::GetModelInfoResponse ModelInfo() const;
+  v1::GetLoadResponse Load() const;
+  absl::StatusOr<v1::AbortResponse> AbortRequests(const v1::AbortRequest& request);
+
+  const ControlServiceOptions options_;
+  const absl::Time started_;
+  const EnginePort* engine_ = nullptr;
+};
+
+}  // namespace millrace

@@ -1,0 +1,13 @@
+// Durations as protobuf knows them.
+#pragma once
+
+#include <google/protobuf/duration.pb.h>
+
+#include "absl/time/time.h"
+
+namespace millrace {
+
+// Negative durations become 0: differences of times taken on several threads may be a little below it.
+void SetDuration(absl::Duration from, google::protobuf::Duration* to);
+
+}  // namespace millrace

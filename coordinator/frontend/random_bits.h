@@ -1,0 +1,11 @@
+// Unpredictable numbers for seeds and request ids.
+#pragma once
+
+#include <cstdint>
+
+namespace millrace {
+
+// 64 bits from the operating system's generator. Thread: any.
+uint64_t RandomBits();
+
+}  // namespace millrace

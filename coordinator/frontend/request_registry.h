@@ -1,0 +1,53 @@
+// Which requests are live, and whether anything of them is left.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/status/status.h"
+#include "absl/strings/string_view.h"
+#include "absl/time/time.h"
+#include "absl/types/span.h"
+#include "common/mutex.h"
+
+namespace millrace {
+
+class GenerateStream;
+
+// Thread: any. A request is live from Register to Remove; a stream is open from StreamOpened until its gRPC call is done,
+// which comes later.
+class RequestRegistry {
+ public:
+  // ALREADY_EXISTS REQUEST_ID_IN_USE; UNAVAILABLE SHUTTING_DOWN after Close.
+  absl::Status Register(const std::string& request_id, std::shared_ptr<GenerateStream> stream);
+  void Remove(const std::string& request_id);
+
+  // Those of `request_ids` that are live, each once.
+  std::vector<std::shared_ptr<GenerateStream>> Find(absl::Span<const std::string* const> request_ids) const;
+  std::vector<std::shared_ptr<GenerateStream>> All() const;
+
+  void StreamOpened();
+  void StreamClosed();
+
+  // Nothing is registered from now on.
+  void Close();
+  bool closed() const;
+
+  // Waits until no request is live and no stream open. False if that took longer than `timeout`.
+  bool WaitIdle(absl::Duration timeout) const;
+
+  size_t live() const;
+
+ private:
+  bool IdleLocked() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return live_.empty() && open_streams_ == 0; }
+
+  mutable Mutex mutex_;
+  mutable CondVar changed_;
+  absl::flat_hash_map<std::string, std::shared_ptr<GenerateStream>> live_ ABSL_GUARDED_BY(mutex_);
+  size_t open_streams_ ABSL_GUARDED_BY(mutex_) = 0;
+  bool closed_ ABSL_GUARDED_BY(mutex_) = false;
+};
+
+}  // namespace millrace
