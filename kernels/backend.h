@@ -1,7 +1,8 @@
 // The table of ops of one backend. One layer implementation (worker/stage) serves every backend through it.
 //
-// Every op: pointers are to float32 unless typed otherwise, row-major, not overlapping unless the op's header says so. A
-// row's result has the same bits whatever other rows are in the call (see docs/DECISIONS.md, "same bits").
+// Every op: pointers are to float32 unless typed otherwise, row-major, not overlapping unless the op's header
+// says so. A row's result has the same bits whatever other rows are in the call (see docs/DECISIONS.md, "same
+// bits").
 #pragma once
 
 #include <memory>
@@ -22,7 +23,8 @@ namespace millrace::kernels {
 class Backend {
  public:
   virtual ~Backend() = default;
-  // For instance "cpu/avx512f/f32": results have equal bits between workers whose numeric class is equal.
+  // Results have equal bits between workers whose numeric class is equal: "cpu/f32" for every CPU instruction
+  // set.
   virtual std::string numeric_class() const = 0;
   virtual std::string name() const = 0;  // for people: instruction set in use
 
@@ -35,7 +37,8 @@ class Backend {
   virtual void SwiGlu(const SwiGluArgs& args) const = 0;
 };
 
-// `isa`: "auto" (the best this machine has), "portable", "avx2" or "avx512". INVALID_ARGUMENT: unknown, or not on this machine.
+// `isa`: "auto" (the best this machine has), "portable", "avx2" or "avx512". INVALID_ARGUMENT: unknown, or
+// not on this machine.
 absl::StatusOr<std::unique_ptr<Backend>> MakeCpuBackend(absl::string_view isa);
 
 // Plain loops in float, the specification the others are tested against.

@@ -1,5 +1,5 @@
-// out = x * weights^T (+ out): every linear layer of the model. Weights stay quantised in memory and are dequantised tile by
-// tile; products and sums are float32.
+// out = x * weights^T (+ out): every linear layer of the model. Weights stay quantised in memory and are
+// dequantised tile by tile; products and sums are float32.
 #pragma once
 
 #include <cstddef>

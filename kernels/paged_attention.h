@@ -1,7 +1,9 @@
-// Causal attention over a paged KV cache (Kwon et al., arXiv 2309.06180), grouped-query (Ainslie et al., arXiv 2305.13245).
+// Causal attention over a paged KV cache (Kwon et al., arXiv 2309.06180), grouped-query (Ainslie et al.,
+// arXiv 2305.13245).
 //
 // A block holds `block_tokens` consecutive positions of one sequence, for one layer:
-//   keys    [kv_heads][block_tokens / 16][head_size][16]   transposed in groups of 16 positions, so that 16 scores are
+//   keys    [kv_heads][block_tokens / 16][head_size][16]   transposed in groups of 16 positions, so that 16
+//   scores are
 //                                                          one vector of sums over head_size
 //   values  [kv_heads][block_tokens][head_size]
 // Block b's keys start at key_blocks + b * kv_heads * block_tokens * head_size floats; values likewise.
@@ -25,10 +27,10 @@ struct PagedKv {
 // Puts new keys and values (already rotated) at their positions.
 struct StoreKvArgs {
   PagedKv kv;
-  const float* keys = nullptr;           // [rows, kv_heads, head_size]
-  const float* values = nullptr;         // [rows, kv_heads, head_size]
-  const uint32_t* block_ids = nullptr;   // block table of the one sequence all rows belong to
-  uint32_t first_position = 0;           // of row 0; rows are consecutive
+  const float* keys = nullptr;          // [rows, kv_heads, head_size]
+  const float* values = nullptr;        // [rows, kv_heads, head_size]
+  const uint32_t* block_ids = nullptr;  // block table of the one sequence all rows belong to
+  uint32_t first_position = 0;          // of row 0; rows are consecutive
   size_t rows = 0;
 };
 
@@ -40,9 +42,9 @@ struct PagedAttentionArgs {
   const uint32_t* block_ids = nullptr;  // block table of the one sequence all rows belong to
   uint32_t first_position = 0;
   size_t rows = 0;
-  size_t heads = 0;                     // a multiple of kv.kv_heads; head h reads KV head h / (heads / kv_heads)
-  float scale = 0;                      // 1 / sqrt(head_size)
-  float* scratch = nullptr;             // AttentionScratchFloats() floats, 64-byte aligned
+  size_t heads = 0;          // a multiple of kv.kv_heads; head h reads KV head h / (heads / kv_heads)
+  float scale = 0;           // 1 / sqrt(head_size)
+  float* scratch = nullptr;  // AttentionScratchFloats() floats, 64-byte aligned
 };
 
 // Scratch that any call needs whose rows end below position `max_context_tokens`.

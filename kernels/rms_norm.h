@@ -1,4 +1,5 @@
-// Root mean square normalisation: out = x / sqrt(mean(x^2) + epsilon) * weight. Zhang and Sennrich, arXiv 1910.07467.
+// Root mean square normalisation: out = x / sqrt(mean(x^2) + epsilon) * weight. Zhang and Sennrich, arXiv
+// 1910.07467.
 #pragma once
 
 #include <cstddef>

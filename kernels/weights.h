@@ -6,10 +6,15 @@
 
 namespace millrace::kernels {
 
-// Block layouts as in GGUF (ggml): 32 elements a block for the quantised ones.
+// Block layouts as in GGUF (ggml): 32 elements a block for the quantised ones, little endian.
+//   kQ8_0  f16 d, 32 x int8 q                       value = d * q
+//   kQ4_0  f16 d, 16 bytes of nibbles q             value = d * (q - 8)
+//   kQ4_1  f16 d, f16 m, 16 bytes of nibbles q      value = d * q + m
+// Element j < 16 of a block is the low nibble of byte j, element j + 16 the high one.
 enum class WeightType { kF32, kF16, kBF16, kQ8_0, kQ4_0, kQ4_1 };
 
-// [rows, columns], row-major: row r starts at data + r * row_bytes. `columns` is a multiple of the block length.
+// [rows, columns], row-major: row r starts at data + r * row_bytes. `columns` is a multiple of the block
+// length.
 struct WeightMatrix {
   const uint8_t* data = nullptr;
   WeightType type = WeightType::kF32;
@@ -17,5 +22,9 @@ struct WeightMatrix {
   size_t columns = 0;
   size_t row_bytes = 0;
 };
+
+// Elements of one block (1 for the types that are not quantised), and bytes of one block.
+size_t WeightBlockElements(WeightType type);
+size_t WeightBlockBytes(WeightType type);
 
 }  // namespace millrace::kernels

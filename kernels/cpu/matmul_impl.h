@@ -1,0 +1,169 @@
+// Matrix product in dot-product form. Canonical order of one result: lane l adds x[16 j + l] * w[16 j + l] by
+// fma over rising j, then Vec::ReduceAdd. Both paths below keep it, so a result has the same bits whichever
+// path and tile computed it.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/cpu/tile_sizes.h"
+#include "kernels/cpu/vec.h"
+#include "kernels/cpu/weight_reader.h"
+#include "kernels/matmul.h"
+
+namespace millrace::kernels::cpu {
+
+// Rows of x that share one dequantised panel: enough to make dequantising cheap, few enough to stay in the L2
+// cache.
+inline constexpr size_t kRowBlock = 64;
+
+template <class V>
+inline void StoreSums(const V* sums, size_t count, bool accumulate, float* out) {
+  float reduced[kPanelColumns];
+  V::ReduceAdd4(sums, reduced);
+  for (size_t c = 0; c < count; ++c) out[c] = accumulate ? out[c] + reduced[c] : reduced[c];
+}
+
+// kRows rows of x against the weight rows n0 .. n0 + 3, dequantising in registers: best for few rows of x.
+template <class V, WeightType type, int kRows>
+inline void DirectTile(const MatMulArgs& args, size_t row0, size_t n0) {
+  using Reader = WeightReader<V, type>;
+  constexpr size_t kStep = Reader::kVectors * kVecLanes;
+  const WeightMatrix& weights = args.weights;
+  const size_t k = weights.columns;
+  const size_t count = weights.rows - n0 < kPanelColumns ? weights.rows - n0 : kPanelColumns;
+  const float* x = args.x + row0 * k;
+  const uint8_t* w[kPanelColumns];
+  for (size_t c = 0; c < kPanelColumns; ++c) {
+    w[c] = weights.data + (n0 + (c < count ? c : count - 1)) * weights.row_bytes;
+  }
+  V acc[kRows][kPanelColumns];
+  for (int r = 0; r < kRows; ++r) {
+    for (size_t c = 0; c < kPanelColumns; ++c) acc[r][c] = V::Set1(0);
+  }
+  const size_t steps = k / kStep;
+  for (size_t s = 0; s < steps; ++s) {
+    for (size_t c = 0; c < kPanelColumns; ++c) {
+      V values[Reader::kVectors];
+      Reader::Load(w[c] + s * Reader::kBytes, values);
+      for (size_t i = 0; i < Reader::kVectors; ++i) {
+        for (int r = 0; r < kRows; ++r) {
+          acc[r][c] = Fma(V::Load(x + r * k + s * kStep + i * kVecLanes), values[i], acc[r][c]);
+        }
+      }
+    }
+  }
+  if constexpr (Reader::kVectors == 1) {
+    if (const size_t tail = k - steps * kStep; tail != 0) {
+      for (size_t c = 0; c < kPanelColumns; ++c) {
+        const V value = LoadWeightTail<V, type>(w[c] + steps * Reader::kBytes, tail);
+        for (int r = 0; r < kRows; ++r) {
+          acc[r][c] = Fma(V::LoadPartial(x + r * k + steps * kStep, tail), value, acc[r][c]);
+        }
+      }
+    }
+  }
+  for (int r = 0; r < kRows; ++r) {
+    StoreSums(acc[r], count, args.accumulate, args.out + (row0 + r) * weights.rows + n0);
+  }
+}
+
+// kRows rows of x against a dequantised panel of four weight rows. One register part at a time, so that the
+// accumulators of a tile fit the registers where a Vec takes several.
+template <class V, int kRows>
+inline void PanelTile(const float* x, size_t k, const float* panel, V sums[kRows][kPanelColumns]) {
+  using P = typename V::Part;
+  const size_t stride = (k + kVecLanes - 1) / kVecLanes * kVecLanes;
+  const size_t whole = k / kVecLanes * kVecLanes;
+  for (size_t part = 0; part < V::kParts; ++part) {
+    P acc[kRows][kPanelColumns];
+    for (int r = 0; r < kRows; ++r) {
+      for (size_t c = 0; c < kPanelColumns; ++c) acc[r][c] = P::Set1(0);
+    }
+    const float* xp = x + part * P::kLanes;
+    const float* wp = panel + part * P::kLanes;
+    for (size_t i = 0; i < whole; i += kVecLanes) {
+      P xv[kRows];
+      for (int r = 0; r < kRows; ++r) xv[r] = P::Load(xp + r * k + i);
+      for (size_t c = 0; c < kPanelColumns; ++c) {
+        const P w = P::Load(wp + c * stride + i);
+        for (int r = 0; r < kRows; ++r) acc[r][c] = Fma(xv[r], w, acc[r][c]);
+      }
+    }
+    if (whole != k) {
+      const size_t lanes = V::LanesOf(part, k - whole);
+      for (size_t c = 0; c < kPanelColumns; ++c) {
+        const P w = P::Load(wp + c * stride + whole);
+        for (int r = 0; r < kRows; ++r)
+          acc[r][c] = Fma(P::LoadPartial(xp + r * k + whole, lanes), w, acc[r][c]);
+      }
+    }
+    for (int r = 0; r < kRows; ++r) {
+      for (size_t c = 0; c < kPanelColumns; ++c) sums[r][c].part[part] = acc[r][c];
+    }
+  }
+}
+
+template <class V, int kRows>
+inline void RunPanelTile(const MatMulArgs& args, size_t row0, size_t n0, size_t count) {
+  V sums[kRows][kPanelColumns];
+  PanelTile<V, kRows>(args.x + row0 * args.weights.columns, args.weights.columns, args.scratch, sums);
+  for (int r = 0; r < kRows; ++r) {
+    StoreSums(sums[r], count, args.accumulate, args.out + (row0 + r) * args.weights.rows + n0);
+  }
+}
+
+// The rows that do not fill a whole tile: rows in 1 .. kRows.
+template <class V, int kRows>
+inline void RunPanelRest(const MatMulArgs& args, size_t row0, size_t rows, size_t n0, size_t count) {
+  if (rows == kRows) return RunPanelTile<V, kRows>(args, row0, n0, count);
+  if constexpr (kRows > 1) RunPanelRest<V, kRows - 1>(args, row0, rows, n0, count);
+}
+
+template <class V, WeightType type>
+inline void DequantizePanel(const WeightMatrix& weights, size_t n0, size_t count, float* panel) {
+  const size_t stride = (weights.columns + kVecLanes - 1) / kVecLanes * kVecLanes;
+  for (size_t c = 0; c < kPanelColumns; ++c) {
+    const size_t row = n0 + (c < count ? c : count - 1);
+    DequantizeRow<V, type>(weights.data + row * weights.row_bytes, weights.columns, panel + c * stride, true);
+  }
+}
+
+template <class V, WeightType type>
+inline void PanelMatMul(const MatMulArgs& args) {
+  constexpr size_t kTile = V::Part::kPanelTileRows;
+  const size_t n = args.weights.rows;
+  for (size_t begin = 0; begin < args.rows; begin += kRowBlock) {
+    const size_t end = args.rows - begin < kRowBlock ? args.rows : begin + kRowBlock;
+    for (size_t n0 = 0; n0 < n; n0 += kPanelColumns) {
+      const size_t count = n - n0 < kPanelColumns ? n - n0 : kPanelColumns;
+      DequantizePanel<V, type>(args.weights, n0, count, args.scratch);
+      size_t row = begin;
+      for (; end - row >= kTile; row += kTile) RunPanelTile<V, kTile>(args, row, n0, count);
+      if (row < end) RunPanelRest<V, kTile>(args, row, end - row, n0, count);
+    }
+  }
+}
+
+template <class V, WeightType type, int kRows>
+inline void DirectMatMul(const MatMulArgs& args) {
+  if (args.rows == kRows) {
+    for (size_t n0 = 0; n0 < args.weights.rows; n0 += kPanelColumns) DirectTile<V, type, kRows>(args, 0, n0);
+    return;
+  }
+  if constexpr (kRows > 1) DirectMatMul<V, type, kRows - 1>(args);
+}
+
+template <class V>
+void MatMul(const MatMulArgs& args) {
+  if (args.rows == 0) return;
+  WithWeightType(args.weights.type, [&]<WeightType type>() {
+    if (args.rows <= V::Part::kDirectRows) {
+      DirectMatMul<V, type, V::Part::kDirectRows>(args);
+    } else {
+      PanelMatMul<V, type>(args);
+    }
+  });
+}
+
+}  // namespace millrace::kernels::cpu

@@ -1,0 +1,28 @@
+// The gated activation of the feed-forward layer.
+#pragma once
+
+#include "kernels/cpu/exp.h"
+#include "kernels/swiglu.h"
+
+namespace millrace::kernels::cpu {
+
+template <class V>
+inline V SiluTimes(V gate, V up) {
+  const V one = V::Set1(1.0f);
+  const V denominator = Add(one, Exp(Sub(V::Set1(0.0f), gate)));
+  return Mul(Div(gate, denominator), up);
+}
+
+template <class V>
+void SwiGlu(const SwiGluArgs& args) {
+  const size_t whole = args.count / kVecLanes * kVecLanes;
+  for (size_t i = 0; i < whole; i += kVecLanes) {
+    SiluTimes(V::Load(args.gate + i), V::Load(args.up + i)).Store(args.out + i);
+  }
+  if (const size_t tail = args.count - whole; tail != 0) {
+    const V v = SiluTimes(V::LoadPartial(args.gate + whole, tail), V::LoadPartial(args.up + whole, tail));
+    v.StorePartial(args.out + whole, tail);
+  }
+}
+
+}  // namespace millrace::kernels::cpu

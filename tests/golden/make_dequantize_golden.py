@@ -1,0 +1,40 @@
+#!/usr/bin/env python3
+"""Writes dequantize.txt: blocks of every weight type and the float32 values that the Python package `gguf` gives them.
+
+Needs: pip install gguf numpy. Run: make_dequantize_golden.py > dequantize.txt
+One line a case: type, columns, bytes of the row in hex, the values' float32 bits in hex (big-endian digits).
+"""
+import numpy as np
+from gguf import GGMLQuantizationType as Q
+from gguf.quants import dequantize
+
+rng = np.random.default_rng(7)
+BLOCK = {"Q8_0": (2, 34), "Q4_0": (2, 18), "Q4_1": (4, 20)}
+# Scales worth having: ordinary, zero, minus zero, negative, subnormal, the largest.
+HALVES = [0x2E66, 0x0000, 0x8000, 0xB155, 0x0001, 0x83FF, 0x7BFF, 0x3C00]
+
+
+def emit(name, row):
+    row = np.frombuffer(row, dtype=np.uint8)
+    if name == "F32":
+        values = row.view(np.float32)
+    elif name == "F16":
+        values = row.view(np.float16).astype(np.float32)
+    else:
+        values = dequantize(row.reshape(1, -1), Q[name]).reshape(-1)
+    bits = values.astype(np.float32).view(np.uint32)
+    print(name, len(bits), row.tobytes().hex(), "".join(f"{b:08x}" for b in bits))
+
+
+for name, (head, size) in BLOCK.items():
+    for i in range(len(HALVES)):
+        row = bytearray(rng.integers(0, 256, 2 * size, dtype=np.uint8).tobytes())
+        for block in range(2):
+            for half in range(head // 2):
+                value = HALVES[(i + block + 3 * half) % len(HALVES)]
+                row[block * size + 2 * half:block * size + 2 * half + 2] = value.to_bytes(2, "little")
+        emit(name, bytes(row))
+emit("F16", np.array(HALVES + [0x7C00, 0xFC00, 0x0400, 0x03FF, 0x4248], np.uint16).tobytes())
+emit("F16", (rng.integers(0, 0x7C00, 45) | rng.integers(0, 2, 45) << 15).astype(np.uint16).tobytes())
+emit("BF16", (rng.integers(0, 0x7F80, 45) | rng.integers(0, 2, 45) << 15).astype(np.uint16).tobytes())
+emit("F32", rng.standard_normal(19).astype(np.float32).tobytes())
