@@ -1,0 +1,68 @@
+// What goes into the next microbatch: a stateless function of a snapshot.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+namespace millrace {
+
+// What the policy sees of one sequence.
+struct SequenceView {
+  uint32_t tokens = 0;       // known so far: prompt and generated
+  uint32_t planned = 0;      // of these, how many were put into a microbatch since the sequence (re)started
+  uint32_t blocks = 0;       // KV blocks held
+  bool generating = false;   // at least one token was generated
+  bool in_flight = false;    // a waiting one with something in flight may not restart yet
+  uint64_t ready_order = 0;  // of decodes: the lower, the longer it has been ready
+
+  uint32_t remaining() const { return tokens - planned; }
+  bool decode_ready() const { return generating && remaining() == 1; }
+  // Waits for its sampled token, or for the microbatch that samples the next.
+  bool decoding() const { return remaining() == 0 || decode_ready(); }
+};
+
+struct BatchSnapshot {
+  uint32_t max_rows = 0;
+  uint32_t num_stages = 1;
+  uint32_t max_in_flight = 1;
+  uint32_t in_flight = 0;  // microbatches; below max_in_flight
+  uint32_t max_running_sequences = 0;
+  uint32_t block_tokens = 1;
+  uint32_t num_blocks = 0;
+  uint32_t free_blocks = 0;
+  bool prefill_turn = false;  // the last microbatch carried no prefill
+  // Running ones, oldest first; then the first waiting ones, next first. Every running one is older than every waiting
+  // one: a sequence's index is its age, and the policy keeps it so.
+  std::vector<SequenceView> sequences;
+  size_t num_running = 0;
+};
+
+struct BatchPick {
+  size_t index = 0;  // into BatchSnapshot::sequences
+  uint32_t rows = 0;
+};
+
+struct BatchDecision {
+  std::vector<BatchPick> picks;  // decodes, then prefill chunks; none: nothing can run now
+  size_t num_preempted = 0;      // first: the youngest so many running ones give up their blocks
+  size_t num_admitted = 0;       // then: the first so many waiting ones run; each has a pick
+  bool has_prefill = false;
+};
+
+// A prefill chunk is not made smaller than this, unless it ends its prompt or nothing more fits.
+inline constexpr uint32_t kMinChunkRows = 16;
+
+// Decodes first, at most their share: sequences that decode, spread evenly over the window, those that have been ready for
+// longest first. Then prefill chunks, oldest first, sized so that the pending prompts make about two chunks for each stage
+// (one chunk on a single stage) within max_rows; a quarter of the rows is kept from decodes while prefill is pending.
+//
+// Blocks: a sequence that lacks one takes it from the youngest running sequence if that is younger, and else waits.
+// So the oldest running one can always go on. A waiting one is admitted, strictly in order, when all of its known tokens
+// and one more fit beside what running prefills still need and one block for each running sequence (at most an eighth
+// of all blocks); that margin keeps a sequence just admitted from being preempted at once.
+//
+// REQUIRES: the oldest sequence alone fits into num_blocks. Cost: n log n in the ready decodes, linear in the rest.
+BatchDecision DecideBatch(const BatchSnapshot& snapshot);
+
+}  // namespace millrace

@@ -1,0 +1,334 @@
+#include "coordinator/scheduler/scheduler.h"
+
+#include <algorithm>
+#include <deque>
+#include <map>
+#include <set>
+#include <utility>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/strings/str_cat.h"
+#include "common/check.h"
+#include "common/status_macros.h"
+#include "coordinator/scheduler/batch_policy.h"
+#include "coordinator/scheduler/block_allocator.h"
+#include "coordinator/scheduler/result_check.h"
+#include "coordinator/scheduler/sequence.h"
+
+namespace millrace {
+
+struct Scheduler::Impl {
+  struct InFlight {
+    MicrobatchId id;
+    std::vector<SequenceId> sequences;  // one for each segment
+    std::vector<ExpectedResult> expected;
+  };
+  // By order of arrival. Every running sequence is older than every waiting one: admission takes the oldest waiting,
+  // preemption the youngest running.
+  using ByAge = std::map<uint64_t, Sequence*>;
+
+  explicit Impl(SchedulerOptions o) : options(std::move(o)) {}
+
+  uint64_t kv_tokens() const { return ring ? uint64_t{ring->num_blocks} * ring->block_tokens : 0; }
+  uint32_t TokenLimit() const { return static_cast<uint32_t>(std::min<uint64_t>(options.context_tokens, kv_tokens())); }
+  Sequence* Find(SequenceId id) const {
+    const auto it = live.find(id);
+    return it == live.end() ? nullptr : it->second.get();
+  }
+
+  absl::Status Refusal(const SequenceRequest& request, absl::Time now) const;
+  void End(Sequence* sequence, const absl::Status& status, const SequenceEnd& end, uint32_t output_tokens,
+           absl::Time now);
+  void Fail(Sequence* sequence, const absl::Status& why, absl::Time now) {
+    End(sequence, why, SequenceEnd(), sequence->output_tokens(), now);
+  }
+  void ApplyResult(SequenceResult result, absl::Time now);
+  void ApplyToken(Sequence* sequence, SequenceResult result, absl::Time now);
+  BatchSnapshot Snapshot() const;
+  void PreemptYoungest();
+  void AdmitOldest();
+  MicrobatchPlan BuildPlan(const std::vector<BatchPick>& picks, const std::vector<Sequence*>& by_index,
+                           absl::Time now);
+
+  const SchedulerOptions options;
+  std::optional<RingShape> ring;
+  BlockAllocator blocks;
+  absl::flat_hash_map<SequenceId, std::unique_ptr<Sequence>> live;
+  ByAge running;
+  ByAge waiting;
+  std::set<std::pair<absl::Time, SequenceId>> deadlines;  // finite ones
+  std::deque<InFlight> in_flight;
+  std::vector<SchedulerAction> actions;
+  uint64_t next_microbatch = 1;
+  uint64_t next_number = 0;
+  uint64_t next_ready_order = 0;
+  bool prefill_turn = false;
+  SchedulerLoad totals;
+};
+
+namespace {
+
+SequenceView ViewOf(const Sequence& sequence) {
+  SequenceView view;
+  view.tokens = sequence.tokens();
+  view.planned = sequence.planned();
+  view.blocks = static_cast<uint32_t>(sequence.blocks().size());
+  view.generating = sequence.output_tokens() > 0;
+  view.in_flight = sequence.in_flight() > 0;
+  view.ready_order = sequence.ready_order();
+  return view;
+}
+
+}  // namespace
+
+// Why a request cannot be taken, or OK.
+absl::Status Scheduler::Impl::Refusal(const SequenceRequest& request, absl::Time now) const {
+  const size_t prompt = request.prompt.size();
+  if (prompt == 0) return absl::InvalidArgumentError("the prompt is empty; give at least one token");
+  if (prompt >= options.context_tokens) {
+    return absl::InvalidArgumentError(absl::StrCat("the prompt has ", prompt, " tokens; with one more it must fit the context of ",
+                                                   options.context_tokens, " tokens: shorten it"));
+  }
+  if (!ring) return absl::UnavailableError("no pipeline is running; retry once the server reports SERVING");
+  if (prompt >= kv_tokens()) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("the prompt has ", prompt, " tokens; with one more it must fit the KV cache of ", kv_tokens(),
+                     " tokens: shorten it, or give the workers more KV memory"));
+  }
+  if (waiting.size() >= options.max_waiting_sequences) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat(waiting.size(), " requests are waiting, limit ", options.max_waiting_sequences, "; retry later"));
+  }
+  if (request.deadline <= now) return absl::DeadlineExceededError("the deadline had passed when the request arrived");
+  return absl::OkStatus();
+}
+
+void Scheduler::Impl::End(Sequence* sequence, const absl::Status& status, const SequenceEnd& end,
+                          uint32_t output_tokens, absl::Time now) {
+  actions.push_back(sequence->Finish(status, end, output_tokens, now));
+  ++(status.ok() ? totals.finished : totals.failed);
+  blocks.FreeAll(sequence->mutable_blocks());
+  (sequence->running() ? running : waiting).erase(sequence->number());
+  deadlines.erase({sequence->deadline(), sequence->id()});
+  live.erase(SequenceId(sequence->id()));
+}
+
+void Scheduler::Impl::ApplyResult(SequenceResult result, absl::Time now) {
+  Sequence* sequence = Find(result.sequence);
+  if (sequence == nullptr) return;
+  if (!result.prompt_logprobs.empty()) {
+    auto ready = sequence->TakePromptLogprobs(result.first_prompt_position, std::move(result.prompt_logprobs));
+    if (ready) actions.push_back(*std::move(ready));
+  }
+  if (result.token) ApplyToken(sequence, std::move(result), now);
+}
+
+void Scheduler::Impl::ApplyToken(Sequence* sequence, SequenceResult result, absl::Time now) {
+  if (sequence->output_tokens() == 0) totals.prompt_tokens += sequence->prompt_tokens();
+  ++totals.output_tokens;
+  const auto end = sequence->AppendToken(*result.token, options.end_tokens, next_ready_order++, now);
+  actions.push_back(TokenReady{sequence->id(), *result.token, std::move(result.logprobs)});
+  if (end) End(sequence, absl::OkStatus(), *end, sequence->output_tokens(), now);
+}
+
+BatchSnapshot Scheduler::Impl::Snapshot() const {
+  BatchSnapshot snapshot;
+  snapshot.max_rows = options.max_rows;
+  snapshot.num_stages = ring->num_stages;
+  snapshot.max_in_flight = ring->max_in_flight;
+  snapshot.in_flight = static_cast<uint32_t>(in_flight.size());
+  snapshot.max_running_sequences = options.max_running_sequences;
+  snapshot.block_tokens = ring->block_tokens;
+  snapshot.num_blocks = blocks.num_blocks();
+  snapshot.free_blocks = blocks.num_free();
+  snapshot.prefill_turn = prefill_turn;
+  snapshot.num_running = running.size();
+  // Each one admitted takes at least a row.
+  const size_t admissible = std::min<size_t>(waiting.size(), options.max_rows);
+  snapshot.sequences.reserve(running.size() + admissible);
+  for (const auto& [number, sequence] : running) snapshot.sequences.push_back(ViewOf(*sequence));
+  for (auto it = waiting.begin(); snapshot.sequences.size() < running.size() + admissible; ++it) {
+    snapshot.sequences.push_back(ViewOf(*it->second));
+  }
+  return snapshot;
+}
+
+void Scheduler::Impl::PreemptYoungest() {
+  Sequence* sequence = running.rbegin()->second;
+  blocks.FreeAll(sequence->mutable_blocks());
+  sequence->Preempt();
+  waiting.insert(running.extract(std::prev(running.end())));
+  ++totals.preemptions;
+}
+
+void Scheduler::Impl::AdmitOldest() {
+  waiting.begin()->second->Start();
+  running.insert(waiting.extract(waiting.begin()));
+}
+
+MicrobatchPlan Scheduler::Impl::BuildPlan(const std::vector<BatchPick>& picks,
+                                          const std::vector<Sequence*>& by_index, absl::Time now) {
+  MicrobatchPlan plan;
+  plan.id = MicrobatchId(next_microbatch++);
+  InFlight record;
+  record.id = plan.id;
+  for (const BatchPick& pick : picks) {
+    Sequence* sequence = by_index[pick.index];
+    const uint32_t end = sequence->planned() + pick.rows;
+    const uint32_t needed = end / ring->block_tokens + (end % ring->block_tokens != 0);
+    const uint32_t held = static_cast<uint32_t>(sequence->blocks().size());
+    if (needed > held) MILLRACE_CHECK(blocks.Allocate(needed - held, sequence->mutable_blocks()));
+    plan.segments.push_back(sequence->PlanRows(pick.rows, options.end_tokens, now));
+    record.sequences.push_back(sequence->id());
+  }
+  record.expected = ExpectedResults(plan);
+  in_flight.push_back(std::move(record));
+  return plan;
+}
+
+Scheduler::Scheduler(SchedulerOptions options) : impl_(std::make_unique<Impl>(std::move(options))) {
+  MILLRACE_CHECK(impl_->options.max_running_sequences > 0);
+  MILLRACE_CHECK(impl_->options.max_waiting_sequences > 0);
+  MILLRACE_CHECK(impl_->options.max_rows > 0);
+}
+
+Scheduler::~Scheduler() = default;
+
+void Scheduler::OnRingReady(const RingShape& shape, absl::Time) {
+  MILLRACE_CHECK(!impl_->ring && impl_->live.empty());
+  MILLRACE_CHECK(shape.num_stages > 0 && shape.max_in_flight > 0 && shape.block_tokens > 0);
+  impl_->ring = shape;
+  impl_->blocks = BlockAllocator(shape.num_blocks);
+  impl_->next_microbatch = 1;
+  impl_->prefill_turn = false;
+}
+
+void Scheduler::OnRingLost(const absl::Status& why, absl::Time now) {
+  MILLRACE_CHECK(!why.ok());
+  while (!impl_->running.empty()) impl_->Fail(impl_->running.begin()->second, why, now);
+  while (!impl_->waiting.empty()) impl_->Fail(impl_->waiting.begin()->second, why, now);
+  impl_->in_flight.clear();
+  impl_->blocks = BlockAllocator();
+  impl_->ring.reset();
+}
+
+void Scheduler::Add(SequenceRequest request, absl::Time now) {
+  MILLRACE_CHECK(impl_->Find(request.id) == nullptr);
+  const absl::Status refusal = impl_->Refusal(request, now);
+  const uint32_t prompt = static_cast<uint32_t>(request.prompt.size());
+  if (!refusal.ok()) {
+    SequenceFinished finished;
+    finished.sequence = request.id;
+    finished.status = refusal;
+    finished.prompt_tokens = prompt;
+    impl_->actions.push_back(std::move(finished));
+    ++impl_->totals.failed;
+    return;
+  }
+  const uint32_t max_tokens = std::clamp(request.max_tokens, 1u, impl_->TokenLimit() - prompt);
+  if (request.deadline != absl::InfiniteFuture()) impl_->deadlines.insert({request.deadline, request.id});
+  const SequenceId id = request.id;
+  const uint64_t number = impl_->next_number++;
+  auto sequence = std::make_unique<Sequence>(std::move(request), max_tokens, number, now);
+  impl_->waiting.emplace(number, sequence.get());
+  impl_->live.emplace(id, std::move(sequence));
+}
+
+void Scheduler::Cancel(SequenceId id, const absl::Status& why, absl::Time now) {
+  MILLRACE_CHECK(!why.ok());
+  if (Sequence* sequence = impl_->Find(id)) impl_->Fail(sequence, why, now);
+}
+
+void Scheduler::StopAt(SequenceId id, uint32_t output_tokens, absl::Time now) {
+  Sequence* sequence = impl_->Find(id);
+  if (sequence == nullptr) return;
+  impl_->End(sequence, absl::OkStatus(), {FinishReason::kStopSequence, std::nullopt},
+             std::min(output_tokens, sequence->output_tokens()), now);
+}
+
+absl::Status Scheduler::OnResult(MicrobatchId id, std::vector<SequenceResult> results, absl::Time now) {
+  auto& in_flight = impl_->in_flight;
+  if (in_flight.empty() || in_flight.front().id != id) {
+    return absl::InternalError(absl::StrCat("microbatch ", id.value(), " came back; the next one due is ",
+                                            in_flight.empty() ? 0 : in_flight.front().id.value(), " (0: none)"));
+  }
+  RETURN_IF_ERROR(CheckResults(id, in_flight.front().expected, results));
+  for (SequenceId sequence_id : in_flight.front().sequences) {
+    if (Sequence* sequence = impl_->Find(sequence_id)) sequence->Landed();
+  }
+  in_flight.pop_front();
+  for (SequenceResult& result : results) impl_->ApplyResult(std::move(result), now);
+  return absl::OkStatus();
+}
+
+void Scheduler::Tick(absl::Time now) {
+  auto& deadlines = impl_->deadlines;
+  while (!deadlines.empty() && deadlines.begin()->first <= now) {
+    Sequence* sequence = impl_->Find(deadlines.begin()->second);
+    const uint32_t generated = sequence->output_tokens();
+    impl_->Fail(sequence, absl::DeadlineExceededError(absl::StrCat("the deadline passed after ", generated, " generated tokens")),
+                now);
+  }
+}
+
+absl::Time Scheduler::NextDeadline() const {
+  return impl_->deadlines.empty() ? absl::InfiniteFuture() : impl_->deadlines.begin()->first;
+}
+
+std::optional<MicrobatchPlan> Scheduler::PlanNext(absl::Time now) {
+  if (!impl_->ring || impl_->in_flight.size() >= impl_->ring->max_in_flight) return std::nullopt;
+  if (impl_->live.empty()) return std::nullopt;
+  const BatchSnapshot snapshot = impl_->Snapshot();
+  const BatchDecision decision = DecideBatch(snapshot);
+  for (size_t i = 0; i < decision.num_preempted; ++i) impl_->PreemptYoungest();
+  for (size_t i = 0; i < decision.num_admitted; ++i) impl_->AdmitOldest();
+  if (decision.picks.empty()) return std::nullopt;
+  std::vector<Sequence*> by_index;
+  by_index.reserve(impl_->running.size());
+  for (const auto& [number, sequence] : impl_->running) by_index.push_back(sequence);
+  impl_->prefill_turn = !decision.has_prefill;
+  return impl_->BuildPlan(decision.picks, by_index, now);
+}
+
+std::vector<SchedulerAction> Scheduler::TakeActions() { return std::exchange(impl_->actions, {}); }
+
+SchedulerLoad Scheduler::load() const {
+  SchedulerLoad load = impl_->totals;
+  load.running = static_cast<uint32_t>(impl_->running.size());
+  load.waiting = static_cast<uint32_t>(impl_->waiting.size());
+  load.in_flight = static_cast<uint32_t>(impl_->in_flight.size());
+  load.blocks_total = impl_->blocks.num_blocks();
+  load.blocks_used = impl_->blocks.num_used();
+  load.block_tokens = impl_->ring ? impl_->ring->block_tokens : 0;
+  return load;
+}
+
+bool Scheduler::idle() const { return impl_->live.empty() && impl_->in_flight.empty(); }
+
+void Scheduler::CheckInvariants() const {
+  std::vector<bool> owned(impl_->blocks.num_blocks(), false);
+  uint32_t num_owned = 0;
+  for (const auto& [number, sequence] : impl_->running) {
+    MILLRACE_CHECK(sequence->running() && sequence->number() == number);
+    MILLRACE_CHECK(sequence->planned() > 0 && sequence->planned() <= sequence->tokens());
+    const uint64_t held = sequence->blocks().size();
+    const uint64_t bt = impl_->ring->block_tokens;
+    MILLRACE_CHECK(held == (sequence->planned() + bt - 1) / bt);
+    for (BlockId block : sequence->blocks()) {
+      MILLRACE_CHECK(block < owned.size() && !owned[block]);
+      owned[block] = true;
+      ++num_owned;
+    }
+  }
+  MILLRACE_CHECK(num_owned == impl_->blocks.num_used());
+  for (const auto& [number, sequence] : impl_->waiting) {
+    MILLRACE_CHECK(!sequence->running() && sequence->planned() == 0 && sequence->blocks().empty());
+  }
+  MILLRACE_CHECK(impl_->live.size() == impl_->running.size() + impl_->waiting.size());
+  if (!impl_->running.empty() && !impl_->waiting.empty()) {
+    MILLRACE_CHECK(impl_->running.rbegin()->first < impl_->waiting.begin()->first);
+  }
+  MILLRACE_CHECK(impl_->running.size() <= impl_->options.max_running_sequences);
+}
+
+}  // namespace millrace

@@ -1,0 +1,245 @@
+// The scheduler under a simulated ring, clients and virtual clock: whatever is batched, preempted, cancelled or lost, each
+// request gives the tokens it would give alone, and ends once.
+#include <algorithm>
+#include <cstdlib>
+#include <functional>
+#include <map>
+#include <memory>
+#include <random>
+#include <string>
+#include <utility>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "common/status_macros.h"
+#include "coordinator/scheduler/scheduler.h"
+#include "gtest/gtest.h"
+#include "tests/unit/scheduler/simulated_clients.h"
+#include "tests/unit/scheduler/simulated_ring.h"
+
+namespace millrace::testing {
+namespace {
+
+const std::vector<TokenId> kEndTokens = {0, 1};
+
+// One run, a pure function of its seed.
+class Simulation {
+ public:
+  explicit Simulation(uint64_t seed);
+  absl::Status Run();
+  uint64_t preemptions() const { return scheduler_.load().preemptions; }
+  uint64_t finished() const { return scheduler_.load().finished; }
+
+ private:
+  uint64_t Random(uint64_t n) { return random_() % n; }
+  bool Chance(uint64_t percent) { return Random(100) < percent; }
+  template <typename T>
+  T OneOf(std::initializer_list<T> values) { return *(values.begin() + Random(values.size())); }
+  absl::Duration Gap(absl::Duration mean) { return mean * static_cast<int64_t>(Random(2001)) / 1000; }
+  void At(absl::Time time, std::function<void()> what) { events_.emplace(time, std::move(what)); }
+
+  SchedulerOptions MakeOptions();
+  RingShape MakeShape();
+  SequenceRequest MakeRequest();
+  void Arrive();
+  void LoseRing();
+  void StartRing();
+  absl::Status TakeActions();
+  void MaybeStop(SequenceId id);
+  absl::Status Plan();
+  absl::Status StepRing();
+  absl::Status Settle();
+
+  std::mt19937_64 random_;
+  const SchedulerOptions options_;
+  Scheduler scheduler_;
+  SimulatedClients clients_;
+  std::unique_ptr<SimulatedRing> ring_;
+  std::multimap<absl::Time, std::function<void()>> events_;
+  absl::Time now_ = absl::UnixEpoch();
+  absl::Duration arrival_gap_;
+  uint64_t to_arrive_;
+  uint64_t next_id_ = 1;
+  uint32_t long_percent_;
+};
+
+Simulation::Simulation(uint64_t seed)
+    : random_(seed), options_(MakeOptions()), scheduler_(options_), clients_(options_) {
+  arrival_gap_ = absl::Microseconds(OneOf({0, 200, 2000, 5000}));
+  to_arrive_ = 5 + Random(60);
+  long_percent_ = static_cast<uint32_t>(OneOf({0, 20, 80}));
+  StartRing();
+  At(now_, [this] { Arrive(); });
+  if (Chance(25)) At(now_ + absl::Milliseconds(Random(300)), [this] { LoseRing(); });
+}
+
+SchedulerOptions Simulation::MakeOptions() {
+  SchedulerOptions options;
+  options.context_tokens = OneOf({2u, 30u, 60u, 100u, 200u});
+  options.max_running_sequences = OneOf({1u, 3u, 8u, 64u, 64u});
+  options.max_waiting_sequences = OneOf({3u, 1024u});
+  options.max_rows = OneOf({1u, 2u, 7u, 16u, 48u, 128u});
+  options.end_tokens = kEndTokens;
+  return options;
+}
+
+RingShape Simulation::MakeShape() {
+  RingShape shape;
+  shape.num_stages = static_cast<uint32_t>(1 + Random(5));
+  shape.max_in_flight = shape.num_stages + static_cast<uint32_t>(Random(4));
+  shape.block_tokens = OneOf({1u, 3u, 4u, 16u});
+  // From less than one context to plenty; mostly too little for all that could run.
+  const uint64_t tokens = Chance(20) ? 1 + Random(options_.context_tokens) : options_.context_tokens * (1 + Random(6));
+  shape.num_blocks = static_cast<uint32_t>((tokens + shape.block_tokens - 1) / shape.block_tokens);
+  return shape;
+}
+
+SequenceRequest Simulation::MakeRequest() {
+  SequenceRequest request;
+  request.id = SequenceId(next_id_++);
+  const uint64_t longest = Chance(3) ? options_.context_tokens + 2 : options_.context_tokens - 1;
+  const uint64_t length = Chance(long_percent_) ? 1 + Random(longest) : 1 + Random(std::min<uint64_t>(longest, 12));
+  for (uint64_t i = 0; i < length; ++i) request.prompt.push_back(static_cast<TokenId>(Random(kToyVocabulary)));
+  request.sampling.seed = Random(1000);
+  if (Chance(20)) request.sampling.repetition_penalty = 1.1f;
+  if (Chance(20)) request.sampling.logprobs = static_cast<uint32_t>(Random(3));
+  if (Chance(20)) request.prompt_logprobs = static_cast<uint32_t>(Random(3));
+  request.max_tokens = static_cast<uint32_t>(OneOf<uint64_t>({1, 10, 50, 1000, 1000}));
+  if (Chance(20)) request.min_tokens = static_cast<uint32_t>(Random(20));
+  request.ignore_eos = Chance(60);
+  if (Chance(20)) request.stop_token_ids = {static_cast<TokenId>(Random(kToyVocabulary)), 1};
+  if (Chance(15)) request.deadline = now_ + absl::Microseconds(Random(300000));
+  return request;
+}
+
+void Simulation::Arrive() {
+  SequenceRequest request = MakeRequest();
+  const SequenceId id = request.id;
+  clients_.Add(request, scheduler_.load().waiting, now_);
+  scheduler_.Add(std::move(request), now_);
+  if (Chance(12)) {
+    At(now_ + absl::Microseconds(Random(200000)), [this, id] {
+      clients_.Expect(id, absl::StatusCode::kCancelled);
+      scheduler_.Cancel(id, absl::CancelledError("cancelled by the client"), now_);
+    });
+  }
+  if (--to_arrive_ > 0) At(now_ + Gap(arrival_gap_), [this] { Arrive(); });
+}
+
+void Simulation::StartRing() {
+  const RingShape shape = MakeShape();
+  ring_ = std::make_unique<SimulatedRing>(shape, [this](uint64_t n) { return Random(n); });
+  clients_.OnRingReady(shape);
+  scheduler_.OnRingReady(shape, now_);
+}
+
+void Simulation::LoseRing() {
+  ring_.reset();
+  clients_.OnRingLost();
+  scheduler_.OnRingLost(absl::UnavailableError("worker 2, stage 1, was lost"), now_);
+  At(now_ + absl::Microseconds(Random(20000)), [this] { StartRing(); });
+}
+
+// A stop string is found by another thread: the call comes a little later.
+void Simulation::MaybeStop(SequenceId id) {
+  if (Random(200) != 0) return;
+  At(now_ + absl::Microseconds(Random(3000)), [this, id] {
+    const auto it = clients_.live().find(id);
+    if (it == clients_.live().end()) {
+      scheduler_.StopAt(id, 1, now_);
+      return;
+    }
+    const uint32_t tokens = static_cast<uint32_t>(1 + Random(it->second.received));
+    clients_.ExpectStop(id, tokens);
+    scheduler_.StopAt(id, tokens, now_);
+  });
+}
+
+absl::Status Simulation::TakeActions() {
+  for (const SchedulerAction& action : scheduler_.TakeActions()) {
+    RETURN_IF_ERROR(clients_.OnAction(action, now_));
+    if (const auto* token = std::get_if<TokenReady>(&action)) MaybeStop(token->sequence);
+  }
+  return clients_.CheckEnds();
+}
+
+absl::Status Simulation::Plan() {
+  while (auto plan = scheduler_.PlanNext(now_)) {
+    scheduler_.CheckInvariants();
+    RETURN_IF_ERROR(clients_.OnPlan(*plan, now_));
+    ring_->Send(*std::move(plan), now_);
+  }
+  scheduler_.CheckInvariants();
+  return clients_.CheckProgress(scheduler_.load());
+}
+
+absl::Status Simulation::StepRing() {
+  RETURN_IF_ERROR(ring_->Step());
+  for (SimulatedRing::Result& result : ring_->TakeResults()) {
+    clients_.OnLanded(result.id);
+    RETURN_IF_ERROR(scheduler_.OnResult(result.id, std::move(result.results), now_));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Simulation::Settle() {
+  scheduler_.CheckInvariants();
+  RETURN_IF_ERROR(TakeActions());
+  // Now and then the engine holds back, as it does when its reader is behind; it asks again within the next events.
+  if (Chance(10) && scheduler_.load().in_flight > 0) return absl::OkStatus();
+  RETURN_IF_ERROR(Plan());
+  return TakeActions();
+}
+
+absl::Status Simulation::Run() {
+  while (true) {
+    const absl::Time ring_time = ring_ ? ring_->NextEventTime() : absl::InfiniteFuture();
+    const absl::Time event_time = events_.empty() ? absl::InfiniteFuture() : events_.begin()->first;
+    const absl::Time deadline = scheduler_.NextDeadline();
+    const absl::Time next = std::min({ring_time, event_time, deadline});
+    if (next == absl::InfiniteFuture()) break;
+    now_ = next;
+    if (deadline == next) {
+      clients_.ExpectDeadlines(now_);
+      scheduler_.Tick(now_);
+    } else if (event_time == next) {
+      const auto what = std::move(events_.begin()->second);
+      events_.erase(events_.begin());
+      what();
+    } else {
+      RETURN_IF_ERROR(StepRing());
+    }
+    RETURN_IF_ERROR(Settle());
+  }
+  if (!clients_.live().empty() || !scheduler_.idle()) return absl::InternalError("something never ends");
+  if (scheduler_.load().blocks_used != 0) return absl::InternalError("blocks are leaked");
+  if (clients_.ended() != next_id_ - 1) return absl::InternalError("not every request ended");
+  return absl::OkStatus();
+}
+
+// MILLRACE_SIMULATION_SEED=N runs that seed alone.
+TEST(SchedulerSimulationTest, EveryRequestGivesTheTokensItWouldGiveAlone) {
+  uint64_t first = 1;
+  uint64_t last = 2000;
+  if (const char* seed = std::getenv("MILLRACE_SIMULATION_SEED")) {
+    ASSERT_TRUE(absl::SimpleAtoi(seed, &first)) << seed;
+    last = first;
+  }
+  uint64_t preemptions = 0;
+  uint64_t finished = 0;
+  for (uint64_t seed = first; seed <= last; ++seed) {
+    Simulation simulation(seed);
+    const absl::Status status = simulation.Run();
+    ASSERT_TRUE(status.ok()) << status << "\nreplay with MILLRACE_SIMULATION_SEED=" << seed;
+    preemptions += simulation.preemptions();
+    finished += simulation.finished();
+  }
+  if (first == last) return;
+  RecordProperty("preemptions", std::to_string(preemptions));
+  RecordProperty("finished", std::to_string(finished));
+  EXPECT_GT(preemptions, 2000u) << "the runs are too easy";
+  EXPECT_GT(finished, 20000u) << "the runs are too short";
+}
+
+}  // namespace
+}  // namespace millrace::testing

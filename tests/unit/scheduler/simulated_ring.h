@@ -1,0 +1,71 @@
+// A ring of stages under a virtual clock. Each stage has a KV memory that remembers which (sequence, position, token)
+// every slot holds; every read checks it, so a block that is reused too early, or a chunk that is out of order, shows.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <map>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "coordinator/scheduler/microbatch_plan.h"
+#include "coordinator/scheduler/scheduler.h"
+
+namespace millrace::testing {
+
+class SimulatedRing {
+ public:
+  // `random(n)` gives a number below n.
+  SimulatedRing(const RingShape& shape, std::function<uint64_t(uint64_t)> random);
+
+  // Stages take microbatches in the order they are sent; how long each takes is random.
+  void Send(MicrobatchPlan plan, absl::Time now);
+
+  absl::Time NextEventTime() const;  // InfiniteFuture if none
+  // Runs one step of one stage, or brings a result back, at NextEventTime. An error names what a stage found wrong.
+  absl::Status Step();
+
+  struct Result {
+    MicrobatchId id;
+    std::vector<SequenceResult> results;
+  };
+  // Results that came back, in order.
+  std::vector<Result> TakeResults() { return std::exchange(results_, {}); }
+
+ private:
+  struct Slot {
+    SequenceId sequence;
+    uint32_t position = 0;
+    TokenId token = 0;
+  };
+  struct Stage {
+    std::vector<Slot> memory;
+    absl::Time free_at = absl::InfinitePast();
+    uint64_t last_run = 0;
+  };
+  struct Trip {
+    MicrobatchPlan plan;
+    std::vector<SequenceResult> results;
+  };
+  struct Event {
+    size_t stage;  // the number of stages: the result comes back
+    uint64_t microbatch;
+  };
+
+  absl::Status Run(size_t stage, const MicrobatchPlan& plan);
+  absl::Status ReadBack(const Stage& stage, const PlanSegment& segment, std::vector<TokenId>* tokens) const;
+  Slot& SlotAt(Stage& stage, const PlanSegment& segment, uint32_t position) const;
+
+  const RingShape shape_;
+  const std::function<uint64_t(uint64_t)> random_;
+  std::vector<Stage> stages_;
+  absl::Time last_result_ = absl::InfinitePast();
+  std::map<uint64_t, Trip> trips_;
+  std::multimap<absl::Time, Event> events_;
+  std::vector<Result> results_;
+};
+
+}  // namespace millrace::testing
