@@ -129,12 +129,12 @@ absl::StatusOr<std::string> SourceAddressTowards(const HostPort& peer) {
   return source;
 }
 
-grpc::Status ToGrpcStatus(const absl::Status& status) {
+grpc::Status ToPeerStatus(const absl::Status& status) {
   return grpc::Status(static_cast<grpc::StatusCode>(status.raw_code()),
                       std::string(status.message().substr(0, kMaxStatusMessage)));
 }
 
-absl::Status FromGrpcStatus(const grpc::Status& status) {
+absl::Status FromPeerStatus(const grpc::Status& status) {
   return absl::Status(static_cast<absl::StatusCode>(status.error_code()), status.error_message());
 }
 

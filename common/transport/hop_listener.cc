@@ -24,7 +24,7 @@ absl::string_view MetadataValue(const grpc::CallbackServerContext& context, cons
 // Refuses a call at once.
 class RefusedHop final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer> {
  public:
-  explicit RefusedHop(const absl::Status& why) { Finish(ToGrpcStatus(why)); }
+  explicit RefusedHop(const absl::Status& why) { Finish(ToPeerStatus(why)); }
   void OnDone() override { delete this; }
 };
 
@@ -100,7 +100,7 @@ class HopListener::RingService::InboundHop final : public grpc::ServerBidiReacto
       if (ended_) return;
       ended_ = true;
     }
-    Finish(ToGrpcStatus(status));
+    Finish(ToPeerStatus(status));
   }
 
   void OnReadDone(bool ok) override {

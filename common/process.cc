@@ -1,0 +1,127 @@
+#include "common/process.h"
+
+#include <poll.h>
+#include <sched.h>
+#include <signal.h>
+#include <sys/eventfd.h>
+#include <sys/resource.h>
+#include <sys/signalfd.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <fstream>
+#include <utility>
+
+#include "common/check.h"
+#include "common/log.h"
+
+namespace millrace {
+namespace {
+
+sigset_t StopSignals() {
+  sigset_t set;
+  sigemptyset(&set);
+  sigaddset(&set, SIGINT);
+  sigaddset(&set, SIGTERM);
+  return set;
+}
+
+// The first number in a file, or 0: cgroup files say "max" where there is no limit.
+uint64_t ReadNumber(const std::string& path) {
+  std::ifstream file(path);
+  uint64_t value = 0;
+  file >> value;
+  return file ? value : 0;
+}
+
+uint64_t CgroupHeadroom() {
+  static constexpr const char* kPairs[][2] = {
+      {"/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"},
+      {"/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"}};
+  for (const auto& [limit_path, usage_path] : kPairs) {
+    const uint64_t limit = ReadNumber(limit_path);
+    if (limit == 0 || limit > (uint64_t{1} << 60)) continue;
+    return limit - std::min(limit, ReadNumber(usage_path));
+  }
+  return UINT64_MAX;
+}
+
+}  // namespace
+
+void BlockStopSignals() {
+  const sigset_t set = StopSignals();
+  MILLRACE_CHECK(pthread_sigmask(SIG_BLOCK, &set, nullptr) == 0);
+}
+
+SignalWatcher::SignalWatcher(std::function<void(int)> on_signal) : on_signal_(std::move(on_signal)) {
+  BlockStopSignals();
+  const sigset_t set = StopSignals();
+  signal_fd_ = signalfd(-1, &set, SFD_CLOEXEC);
+  stop_fd_ = eventfd(0, EFD_CLOEXEC);
+  MILLRACE_CHECK(signal_fd_ >= 0 && stop_fd_ >= 0);
+  thread_ = std::thread([this] { Watch(); });
+}
+
+SignalWatcher::~SignalWatcher() {
+  const uint64_t one = 1;
+  MILLRACE_CHECK(write(stop_fd_, &one, sizeof(one)) == sizeof(one));
+  thread_.join();
+  close(signal_fd_);
+  close(stop_fd_);
+}
+
+void SignalWatcher::Watch() {
+  pollfd fds[2] = {{signal_fd_, POLLIN, 0}, {stop_fd_, POLLIN, 0}};
+  bool seen = false;
+  while (true) {
+    if (poll(fds, 2, -1) < 0) continue;
+    if (fds[1].revents != 0) return;
+    signalfd_siginfo info;
+    if (read(signal_fd_, &info, sizeof(info)) != sizeof(info)) continue;
+    if (seen) _exit(128 + static_cast<int>(info.ssi_signo));
+    seen = true;
+    on_signal_(static_cast<int>(info.ssi_signo));
+  }
+}
+
+uint64_t AvailableMemoryBytes() {
+  std::ifstream file("/proc/meminfo");
+  std::string key, unit;
+  uint64_t kib = 0;
+  while (file >> key >> kib) {
+    std::getline(file, unit);
+    if (key == "MemAvailable:") return std::min(kib * 1024, CgroupHeadroom());
+  }
+  return 0;
+}
+
+CpuCount CountCpus() {
+  CpuCount count;
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof(set), &set) == 0) count.allowed = CPU_COUNT(&set);
+  count.present = static_cast<int>(std::max(1L, sysconf(_SC_NPROCESSORS_ONLN)));
+  return count;
+}
+
+void WarnIfConfined(int threads) {
+  const CpuCount cpus = CountCpus();
+  // The compute threads and the network threads both need a core to run on.
+  if (cpus.allowed < std::min(threads + 1, cpus.present)) {
+    LogWarning("this process may use ", cpus.allowed, " of ", cpus.present,
+               " cores, too few for its threads; under mpirun pass --bind-to none (deploy/mpirun.sh does)");
+  }
+}
+
+std::string HostName() {
+  char name[256] = {};
+  return gethostname(name, sizeof(name) - 1) == 0 ? name : "unknown";
+}
+
+void RaiseFileLimit() {
+  rlimit limit;
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+  limit.rlim_cur = limit.rlim_max;
+  setrlimit(RLIMIT_NOFILE, &limit);
+}
+
+}  // namespace millrace

@@ -1,0 +1,50 @@
+// What a program does with its own process: signals, memory, affinity.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <thread>
+
+namespace millrace {
+
+// Turns SIGINT and SIGTERM into calls on a thread of its own. A second signal ends the process at once.
+class SignalWatcher {
+ public:
+  // Blocks the two signals in the calling thread and all threads it starts from now on: create this first in main.
+  explicit SignalWatcher(std::function<void(int)> on_signal);
+  ~SignalWatcher();
+
+ private:
+  void Watch();
+
+  const std::function<void(int)> on_signal_;
+  int signal_fd_ = -1;
+  int stop_fd_ = -1;
+  std::thread thread_;
+};
+
+// Blocks the two signals in the calling thread and all it starts, for programs that start threads before they can watch.
+void BlockStopSignals();
+
+// Memory that new allocations may take without swapping: MemAvailable, capped by the cgroup's limit. 0 if unknown.
+uint64_t AvailableMemoryBytes();
+
+// Cores this process may run on, and cores of the machine.
+struct CpuCount {
+  int allowed = 1;
+  int present = 1;
+};
+CpuCount CountCpus();
+
+// Logs a warning if the process is confined to fewer cores than `threads` while the machine has enough of them, as Open
+// MPI does by default with two ranks or fewer.
+void WarnIfConfined(int threads);
+
+std::string HostName();
+
+// So that thousands of client streams do not meet the default limit of 1024 open files.
+void RaiseFileLimit();
+
+}  // namespace millrace

@@ -1,0 +1,260 @@
+#include "coordinator/cluster/cluster_controller.h"
+
+#include <algorithm>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "common/clock.h"
+#include "common/log.h"
+#include "coordinator/pipeline/plan_messages.h"
+
+namespace millrace {
+namespace {
+
+constexpr size_t kEventCapacity = 4096;
+
+WorkerHello ToHello(const v1::Hello& wire) {
+  WorkerHello hello;
+  hello.version = wire.version();
+  hello.secret = wire.secret();
+  hello.ring_address = wire.ring_address();
+  hello.model_fingerprint = wire.model_fingerprint();
+  if (wire.has_stage()) hello.stage = wire.stage();
+  hello.numeric_class = wire.numeric_class();
+  hello.host = wire.host();
+  return hello;
+}
+
+WorkerLoaded ToLoaded(const v1::Loaded& wire) {
+  WorkerLoaded loaded;
+  loaded.epoch = Epoch(wire.epoch());
+  loaded.model_fingerprint = wire.model_fingerprint();
+  loaded.weight_bytes = wire.weight_bytes();
+  loaded.activation_bytes = wire.activation_bytes();
+  loaded.kv_blocks = wire.kv_blocks();
+  loaded.kv_bytes_per_block = wire.kv_bytes_per_block();
+  return loaded;
+}
+
+}  // namespace
+
+ClusterController::ClusterController(ClusterControllerOptions options, Engine* engine, HopListener* listener)
+    : options_(std::move(options)),
+      engine_(engine),
+      listener_(listener),
+      events_(kEventCapacity),
+      service_({[this](std::shared_ptr<WorkerSession> session, v1::WorkerMessage message) {
+                  events_.Push(WorkerSaid{std::move(session), std::move(message)});
+                },
+                [this](WorkerId worker) { events_.Push(WorkerGone{worker}); }}),
+      state_(options_.cluster) {}
+
+ClusterController::~ClusterController() {
+  events_.Close();
+  if (thread_.joinable()) thread_.join();
+}
+
+void ClusterController::Start() {
+  PublishState();
+  thread_ = std::thread([this] { RunLoop(); });
+}
+
+void ClusterController::Stop(const std::string& reason, absl::Duration grace) {
+  events_.Push(StopAsked{reason, Clock::Steady().Now() + grace});
+  if (thread_.joinable()) thread_.join();
+}
+
+void ClusterController::ReportRingFault(Epoch epoch, absl::Status why) {
+  events_.Push(RingFault{epoch, std::move(why)});
+}
+
+void ClusterController::RunLoop() {
+  while (!events_.closed()) {
+    for (Event& event : events_.PopAll(WaitTime())) Handle(std::move(event));
+    const absl::Time now = Clock::Steady().Now();
+    if (stop_until_.has_value()) {
+      if (sessions_.empty() || now >= *stop_until_) break;
+      continue;
+    }
+    state_.Tick(now);
+    for (const ClusterAction& action : state_.TakeActions()) CarryOut(action);
+    PublishState();
+  }
+  for (auto& [id, session] : sessions_) session->End(absl::UnavailableError("the coordinator has stopped"));
+  // Sessions that end later find a closed queue.
+  events_.Close();
+}
+
+absl::Duration ClusterController::WaitTime() const {
+  const absl::Time next = stop_until_.has_value() ? *stop_until_ : state_.NextTick();
+  if (next == absl::InfiniteFuture()) return absl::InfiniteDuration();
+  return std::max(next - Clock::Steady().Now(), absl::ZeroDuration());
+}
+
+void ClusterController::Handle(Event event) {
+  const absl::Time now = Clock::Steady().Now();
+  if (auto* said = std::get_if<WorkerSaid>(&event)) {
+    HandleMessage(said->session, said->message);
+  } else if (auto* gone = std::get_if<WorkerGone>(&event)) {
+    sessions_.erase(gone->worker);
+    state_.OnGone(gone->worker, "its control stream ended", now);
+  } else if (auto* fault = std::get_if<RingFault>(&event)) {
+    state_.OnRingFault(fault->epoch, std::string(fault->why.message()), now);
+  } else {
+    BeginStop(std::get<StopAsked>(event));
+  }
+}
+
+void ClusterController::BeginStop(const StopAsked& stop) {
+  stop_until_ = stop.until;
+  engine_->SetState(PipelineState::kStopping, stop.reason);
+  listener_->ClearSession();
+  for (auto& [id, session] : sessions_) {
+    v1::CoordinatorMessage message;
+    message.mutable_shutdown()->set_reason(stop.reason);
+    session->Send(std::move(message));
+  }
+}
+
+void ClusterController::HandleHello(const std::shared_ptr<WorkerSession>& session, const v1::Hello& hello) {
+  if (stop_until_.has_value()) return session->End(absl::UnavailableError("the coordinator is stopping"));
+  if (!sessions_.emplace(session->id(), session).second) {
+    return session->End(absl::InvalidArgumentError("a second hello"));
+  }
+  LogInfo("worker ", session->id().value(), " from ", hello.host(), " (process ", hello.process_id(), ", ",
+          hello.ring_address(), ", ", hello.numeric_class(), ")");
+  state_.OnHello(session->id(), ToHello(hello), Clock::Steady().Now());
+}
+
+void ClusterController::HandleMessage(const std::shared_ptr<WorkerSession>& session,
+                                      const v1::WorkerMessage& message) {
+  const absl::Time now = Clock::Steady().Now();
+  const WorkerId worker = session->id();
+  if (message.has_hello()) return HandleHello(session, message.hello());
+  if (sessions_.count(worker) == 0) return session->End(absl::InvalidArgumentError("the first message must be hello"));
+  state_.OnHeard(worker, now);
+  switch (message.message_case()) {
+    case v1::WorkerMessage::kLoaded:
+      return state_.OnLoaded(worker, ToLoaded(message.loaded()), now);
+    case v1::WorkerMessage::kReady:
+      return state_.OnReady(worker, Epoch(message.ready().epoch()));
+    case v1::WorkerMessage::kLoadProgress:
+      return state_.OnProgress(worker, message.load_progress().bytes_done(), message.load_progress().bytes_total());
+    case v1::WorkerMessage::kAssignFailed:
+      return state_.OnAssignFailed(worker, Epoch(message.assign_failed().epoch()), message.assign_failed().message(),
+                                   now);
+    case v1::WorkerMessage::kStageFailed:
+      return state_.OnStageFailed(worker, Epoch(message.stage_failed().epoch()), message.stage_failed().message(),
+                                  now);
+    case v1::WorkerMessage::kGoodbye:
+      return state_.OnGone(worker, "it was stopped", now);
+    default:
+      return;
+  }
+}
+
+void ClusterController::CarryOut(const ClusterAction& action) {
+  if (const auto* welcome = std::get_if<WelcomeWorker>(&action)) {
+    Welcome(welcome->worker);
+  } else if (const auto* refuse = std::get_if<RefuseWorker>(&action)) {
+    LogWarning("worker ", refuse->worker.value(), " is refused: ", refuse->why.message());
+    const auto it = sessions_.find(refuse->worker);
+    if (it != sessions_.end()) it->second->End(refuse->why);
+  } else if (const auto* begin = std::get_if<BeginEpoch>(&action)) {
+    OpenHops(begin->epoch);
+  } else if (const auto* assign = std::get_if<AssignStage>(&action)) {
+    Assign(*assign);
+  } else if (const auto* activate = std::get_if<ActivateStage>(&action)) {
+    v1::CoordinatorMessage message;
+    message.mutable_activate()->set_epoch(activate->epoch.value());
+    message.mutable_activate()->set_kv_blocks(activate->kv_blocks);
+    Send(activate->worker, std::move(message));
+  } else if (const auto* up = std::get_if<RingUp>(&action)) {
+    RaiseRing(*up);
+  } else if (const auto* down = std::get_if<RingDown>(&action)) {
+    LogWarning("epoch ", down->epoch.value(), " ended: ", down->why.message());
+    listener_->ClearSession();
+    engine_->RingLost(down->epoch, down->why);
+  }
+}
+
+void ClusterController::Welcome(WorkerId worker) {
+  v1::CoordinatorMessage message;
+  v1::Welcome* welcome = message.mutable_welcome();
+  welcome->set_worker_id(worker.value());
+  welcome->set_model_path(options_.model_path);
+  welcome->set_model_fingerprint(options_.cluster.model_fingerprint);
+  welcome->set_heartbeat_millis(static_cast<uint32_t>(absl::ToInt64Milliseconds(options_.heartbeat)));
+  Send(worker, std::move(message));
+}
+
+void ClusterController::OpenHops(Epoch epoch) {
+  HopSession session;
+  session.epoch = epoch;
+  session.limits.max_rows = options_.max_rows;
+  session.limits.max_stamps = static_cast<uint32_t>(options_.cluster.placement.size());
+  session.limits.max_payload_bytes = MaxResultBytes(options_.max_rows);
+  session.deliver = [engine = engine_](HopMessage message) { return engine->Returned(std::move(message)); };
+  listener_->SetSession(std::move(session));
+}
+
+void ClusterController::Assign(const AssignStage& action) {
+  v1::CoordinatorMessage message;
+  v1::Assign* assign = message.mutable_assign();
+  assign->set_epoch(action.epoch.value());
+  assign->set_stage(action.stage);
+  assign->set_num_stages(static_cast<uint32_t>(options_.cluster.placement.size()));
+  assign->set_first_layer(action.layers.first);
+  assign->set_num_layers(action.layers.count);
+  assign->set_block_tokens(options_.block_tokens);
+  assign->set_max_rows(options_.max_rows);
+  assign->set_max_in_flight(options_.max_in_flight);
+  assign->set_next_address(action.next_address);
+  assign->set_max_context_tokens(options_.context_tokens);
+  Send(action.worker, std::move(message));
+}
+
+void ClusterController::RaiseRing(const RingUp& action) {
+  RingConnection ring;
+  ring.epoch = action.epoch;
+  ring.shape = {static_cast<uint32_t>(action.workers.size()), options_.max_in_flight, action.kv_blocks,
+                options_.block_tokens};
+  ring.stages = action.stages;
+  std::vector<std::shared_ptr<WorkerSession>> sessions;
+  for (const WorkerId worker : action.workers) {
+    const auto it = sessions_.find(worker);
+    if (it != sessions_.end()) sessions.push_back(it->second);
+  }
+  ring.send_plan = [sessions = std::move(sessions)](const v1::Plan& plan) {
+    bool sent = true;
+    for (const std::shared_ptr<WorkerSession>& session : sessions) {
+      v1::CoordinatorMessage message;
+      *message.mutable_plan() = plan;
+      sent = session->Send(std::move(message)) && sent;
+    }
+    return sent;
+  };
+  LogInfo("epoch ", action.epoch.value(), ": serving with ", action.workers.size(), " stages, KV cache of ",
+          action.kv_blocks, " blocks of ", options_.block_tokens, " tokens");
+  engine_->RingReady(std::move(ring));
+}
+
+void ClusterController::Send(WorkerId worker, v1::CoordinatorMessage message) {
+  const auto it = sessions_.find(worker);
+  if (it != sessions_.end()) it->second->Send(std::move(message));
+}
+
+void ClusterController::PublishState() {
+  const PipelineState state = state_.state();
+  std::string detail = state_.Detail();
+  if (state == published_state_ && detail == published_detail_) return;
+  if (state != published_state_ && options_.on_state) options_.on_state(state);
+  if (state != PipelineState::kServing && detail != published_detail_) LogInfo(detail);
+  published_state_ = state;
+  published_detail_ = std::move(detail);
+  engine_->SetState(published_state_, published_detail_);
+}
+
+}  // namespace millrace

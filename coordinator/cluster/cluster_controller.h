@@ -1,0 +1,91 @@
+// Carries out what ClusterState decides: talks to workers, tells the engine when a ring is up or down.
+#pragma once
+
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <thread>
+#include <variant>
+
+#include "common/bounded_queue.h"
+#include "common/transport/hop_listener.h"
+#include "coordinator/cluster/cluster_state.h"
+#include "coordinator/cluster/worker_session.h"
+#include "coordinator/pipeline/engine.h"
+
+namespace millrace {
+
+struct ClusterControllerOptions {
+  ClusterOptions cluster;
+  std::string model_path;
+  absl::Duration heartbeat = absl::Milliseconds(500);
+  uint32_t max_rows = 0;
+  uint32_t max_in_flight = 0;
+  uint32_t block_tokens = 0;
+  uint32_t context_tokens = 0;
+  // Told of every change of state. Thread: cluster.
+  std::function<void(PipelineState)> on_state;
+};
+
+// Thread: cluster (started by Start) owns the state; public calls are safe from any thread.
+class ClusterController {
+ public:
+  // `engine` and `listener` outlive this.
+  ClusterController(ClusterControllerOptions options, Engine* engine, HopListener* listener);
+  ~ClusterController();
+
+  grpc::Service* service() { return &service_; }
+  void Start();
+  // Tells the workers to end, waits up to `grace` until they have left, and ends the thread.
+  void Stop(const std::string& reason, absl::Duration grace);
+  void ReportRingFault(Epoch epoch, absl::Status why);
+
+ private:
+  struct WorkerSaid {
+    std::shared_ptr<WorkerSession> session;
+    v1::WorkerMessage message;
+  };
+  struct WorkerGone {
+    WorkerId worker;
+  };
+  struct RingFault {
+    Epoch epoch;
+    absl::Status why;
+  };
+  struct StopAsked {
+    std::string reason;
+    absl::Time until;
+  };
+  using Event = std::variant<WorkerSaid, WorkerGone, RingFault, StopAsked>;
+
+  void RunLoop();
+  absl::Duration WaitTime() const;
+  void Handle(Event event);
+  void HandleMessage(const std::shared_ptr<WorkerSession>& session, const v1::WorkerMessage& message);
+  void HandleHello(const std::shared_ptr<WorkerSession>& session, const v1::Hello& hello);
+  void BeginStop(const StopAsked& stop);
+  void CarryOut(const ClusterAction& action);
+  void Welcome(WorkerId worker);
+  void OpenHops(Epoch epoch);
+  void Assign(const AssignStage& action);
+  void RaiseRing(const RingUp& action);
+  void Send(WorkerId worker, v1::CoordinatorMessage message);
+  void PublishState();
+
+  const ClusterControllerOptions options_;
+  Engine* const engine_;
+  HopListener* const listener_;
+  BoundedQueue<Event> events_;
+  ClusterService service_;
+  std::thread thread_;
+
+  // Thread: cluster.
+  ClusterState state_;
+  std::map<WorkerId, std::shared_ptr<WorkerSession>> sessions_;
+  std::optional<absl::Time> stop_until_;
+  std::string published_detail_;
+  PipelineState published_state_ = PipelineState::kStopping;
+};
+
+}  // namespace millrace

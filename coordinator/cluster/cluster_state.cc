@@ -1,0 +1,294 @@
+#include "coordinator/cluster/cluster_state.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "common/error_reason.h"
+#include "common/transport/secret.h"
+
+namespace millrace {
+namespace {
+
+constexpr absl::Duration kFirstPause = absl::Milliseconds(200);
+constexpr absl::Duration kLongestPause = absl::Seconds(10);
+
+absl::Duration PauseAfter(int failures) {
+  absl::Duration pause = kFirstPause;
+  for (int i = 1; i < failures && pause < kLongestPause; ++i) pause *= 2;
+  return std::min(pause, kLongestPause);
+}
+
+}  // namespace
+
+ClusterState::ClusterState(ClusterOptions options)
+    : options_(std::move(options)), stages_(options_.placement.size()) {}
+
+absl::Status ClusterState::CheckHello(const WorkerHello& hello) const {
+  if (!SecretsEqual(hello.secret, options_.secret)) return absl::PermissionDeniedError("wrong join secret");
+  if (hello.version != options_.version) {
+    return absl::FailedPreconditionError(absl::StrCat("the worker is Millrace ", hello.version,
+                                                      ", the coordinator ", options_.version,
+                                                      "; use the same build everywhere"));
+  }
+  if (!hello.model_fingerprint.empty() && hello.model_fingerprint != options_.model_fingerprint) {
+    return absl::FailedPreconditionError(absl::StrCat("the worker has another model: fingerprint ",
+                                                      hello.model_fingerprint, ", the coordinator's is ",
+                                                      options_.model_fingerprint));
+  }
+  if (!hello.stage.has_value()) return absl::OkStatus();
+  if (*hello.stage >= num_stages()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("there is no stage ", *hello.stage, "; stages are 0 to ", num_stages() - 1));
+  }
+  if (stages_[*hello.stage].valid()) {
+    return absl::AlreadyExistsError(
+        absl::StrCat("stage ", *hello.stage, " is held by ", Describe(stages_[*hello.stage])));
+  }
+  return absl::OkStatus();
+}
+
+void ClusterState::OnHello(WorkerId worker, WorkerHello hello, absl::Time now) {
+  if (const absl::Status status = CheckHello(hello); !status.ok()) {
+    actions_.push_back(RefuseWorker{worker, status});
+    return;
+  }
+  Worker& record = workers_[worker];
+  record.hello = std::move(hello);
+  record.last_heard = now;
+  actions_.push_back(WelcomeWorker{worker});
+  FillStages(now);
+}
+
+std::optional<uint32_t> ClusterState::FreeStage() const {
+  for (uint32_t stage = 0; stage < num_stages(); ++stage) {
+    if (!stages_[stage].valid()) return stage;
+  }
+  return std::nullopt;
+}
+
+// Workers that asked for a stage come first, so that one that takes any does not take theirs.
+void ClusterState::FillStages(absl::Time now) {
+  for (auto& [id, worker] : workers_) {
+    if (worker.stage.has_value() || !worker.hello.stage.has_value()) continue;
+    if (stages_[*worker.hello.stage].valid()) continue;
+    worker.stage = worker.hello.stage;
+    stages_[*worker.stage] = id;
+  }
+  for (auto& [id, worker] : workers_) {
+    const std::optional<uint32_t> free = FreeStage();
+    if (!free.has_value()) break;
+    if (worker.stage.has_value() || worker.hello.stage.has_value()) continue;
+    worker.stage = free;
+    stages_[*free] = id;
+  }
+  if (phase_ != Phase::kWaiting || FreeStage().has_value()) return;
+  if (now >= resume_at_ || resume_at_ == absl::InfiniteFuture()) {
+    StartEpoch();
+  } else {
+    phase_ = Phase::kPausing;
+  }
+}
+
+void ClusterState::StartEpoch() {
+  phase_ = Phase::kLoading;
+  resume_at_ = absl::InfiniteFuture();
+  const Epoch epoch(++epoch_);
+  actions_.push_back(BeginEpoch{epoch});
+  for (uint32_t stage = 0; stage < num_stages(); ++stage) {
+    Worker& worker = workers_.at(stages_[stage]);
+    worker.loaded.reset();
+    worker.ready = false;
+    worker.bytes_done = worker.bytes_total = 0;
+    const bool last = stage + 1 == num_stages();
+    actions_.push_back(AssignStage{stages_[stage], epoch, stage, options_.placement[stage],
+                                   last ? "" : workers_.at(stages_[stage + 1]).hello.ring_address});
+  }
+}
+
+bool ClusterState::InEpoch(WorkerId worker, Epoch epoch) const {
+  const auto it = workers_.find(worker);
+  return it != workers_.end() && it->second.stage.has_value() && epoch == Epoch(epoch_) &&
+         phase_ != Phase::kWaiting && phase_ != Phase::kPausing;
+}
+
+void ClusterState::OnHeard(WorkerId worker, absl::Time now) {
+  const auto it = workers_.find(worker);
+  if (it != workers_.end()) it->second.last_heard = now;
+}
+
+void ClusterState::OnProgress(WorkerId worker, uint64_t done, uint64_t total) {
+  const auto it = workers_.find(worker);
+  if (it == workers_.end()) return;
+  it->second.bytes_done = done;
+  it->second.bytes_total = total;
+}
+
+void ClusterState::OnLoaded(WorkerId worker, const WorkerLoaded& loaded, absl::Time now) {
+  if (!InEpoch(worker, loaded.epoch) || phase_ != Phase::kLoading) return;
+  if (loaded.model_fingerprint != options_.model_fingerprint) {
+    actions_.push_back(RefuseWorker{
+        worker, absl::FailedPreconditionError(absl::StrCat("the worker loaded another model: fingerprint ",
+                                                           loaded.model_fingerprint, ", the coordinator's is ",
+                                                           options_.model_fingerprint))});
+    LoseWorker(worker, "loaded another model", now);
+    return;
+  }
+  workers_.at(worker).loaded = loaded;
+  ActivateIfLoaded();
+}
+
+void ClusterState::ActivateIfLoaded() {
+  kv_blocks_ = UINT32_MAX;
+  for (const WorkerId id : stages_) {
+    const std::optional<WorkerLoaded>& loaded = workers_.at(id).loaded;
+    if (!loaded.has_value()) return;
+    kv_blocks_ = std::min(kv_blocks_, loaded->kv_blocks);
+  }
+  phase_ = Phase::kActivating;
+  for (const WorkerId id : stages_) actions_.push_back(ActivateStage{id, Epoch(epoch_), kv_blocks_});
+}
+
+void ClusterState::OnReady(WorkerId worker, Epoch epoch) {
+  if (!InEpoch(worker, epoch) || phase_ != Phase::kActivating) return;
+  workers_.at(worker).ready = true;
+  const bool all = std::all_of(stages_.begin(), stages_.end(), [&](WorkerId id) { return workers_.at(id).ready; });
+  if (!all) return;
+  phase_ = Phase::kServing;
+  failed_in_a_row_ = 0;
+  last_failure_.clear();
+  RingUp up{Epoch(epoch_), stages_, {}, kv_blocks_};
+  for (const WorkerId id : stages_) up.stages.push_back(Snapshot(id));
+  actions_.push_back(std::move(up));
+}
+
+void ClusterState::OnAssignFailed(WorkerId worker, Epoch epoch, const std::string& why, absl::Time now) {
+  OnStageFailed(worker, epoch, why, now);
+}
+
+void ClusterState::OnStageFailed(WorkerId worker, Epoch epoch, const std::string& why, absl::Time now) {
+  if (!InEpoch(worker, epoch)) return;
+  FailEpoch(RetryLater(absl::StatusCode::kUnavailable, "STAGE_FAILED", absl::StrCat(Describe(worker), " failed: ", why)),
+            now);
+}
+
+void ClusterState::OnRingFault(Epoch epoch, const std::string& why, absl::Time now) {
+  if (epoch != Epoch(epoch_) || phase_ != Phase::kServing) return;
+  FailEpoch(absl::UnavailableError(why), now);
+}
+
+// Ends the epoch; the next one begins after a pause, or as soon as every stage has a worker again.
+void ClusterState::FailEpoch(const absl::Status& why, absl::Time now) {
+  const bool had_epoch = phase_ != Phase::kWaiting && phase_ != Phase::kPausing;
+  if (had_epoch) actions_.push_back(RingDown{Epoch(epoch_), why});
+  last_failure_ = std::string(why.message());
+  resume_at_ = now + PauseAfter(++failed_in_a_row_);
+  phase_ = FreeStage().has_value() ? Phase::kWaiting : Phase::kPausing;
+}
+
+void ClusterState::LoseWorker(WorkerId id, const std::string& how, absl::Time now) {
+  const auto it = workers_.find(id);
+  if (it == workers_.end()) return;
+  const std::string who = Describe(id);
+  const std::optional<uint32_t> stage = it->second.stage;
+  workers_.erase(it);
+  if (!stage.has_value()) return;
+  stages_[*stage] = WorkerId();
+  const bool had_epoch = phase_ != Phase::kWaiting && phase_ != Phase::kPausing;
+  if (had_epoch) {
+    const absl::Status why =
+        RetryLater(absl::StatusCode::kUnavailable, "WORKER_LOST", absl::StrCat(who, " was lost: ", how));
+    actions_.push_back(RingDown{Epoch(epoch_), why});
+    last_failure_ = std::string(why.message());
+  }
+  // The fault left with the worker: its successor need not wait.
+  resume_at_ = absl::InfiniteFuture();
+  phase_ = Phase::kWaiting;
+  FillStages(now);
+}
+
+void ClusterState::OnGone(WorkerId worker, const std::string& how, absl::Time now) { LoseWorker(worker, how, now); }
+
+void ClusterState::Tick(absl::Time now) {
+  std::vector<WorkerId> silent;
+  for (const auto& [id, worker] : workers_) {
+    if (now - worker.last_heard > options_.worker_timeout) silent.push_back(id);
+  }
+  for (const WorkerId id : silent) {
+    const std::string how = absl::StrCat("silent for ", absl::FormatDuration(options_.worker_timeout));
+    actions_.push_back(RefuseWorker{id, absl::UnavailableError(how)});
+    LoseWorker(id, how, now);
+  }
+  if (phase_ == Phase::kPausing && now >= resume_at_) StartEpoch();
+}
+
+absl::Time ClusterState::NextTick() const {
+  absl::Time next = phase_ == Phase::kPausing ? resume_at_ : absl::InfiniteFuture();
+  for (const auto& [id, worker] : workers_) {
+    next = std::min(next, worker.last_heard + options_.worker_timeout + absl::Milliseconds(1));
+  }
+  return next;
+}
+
+std::vector<ClusterAction> ClusterState::TakeActions() { return std::exchange(actions_, {}); }
+
+PipelineState ClusterState::state() const {
+  switch (phase_) {
+    case Phase::kWaiting:
+      return PipelineState::kWaitingForWorkers;
+    case Phase::kPausing:
+    case Phase::kLoading:
+    case Phase::kActivating:
+      return PipelineState::kLoading;
+    case Phase::kServing:
+      return PipelineState::kServing;
+  }
+  return PipelineState::kWaitingForWorkers;
+}
+
+std::string ClusterState::Detail() const {
+  std::vector<std::string> parts;
+  if (phase_ == Phase::kWaiting) {
+    std::vector<uint32_t> free;
+    for (uint32_t stage = 0; stage < num_stages(); ++stage) {
+      if (!stages_[stage].valid()) free.push_back(stage);
+    }
+    parts.push_back(absl::StrCat("waiting for ", free.size(), " of ", num_stages(), " workers (stage ",
+                                 absl::StrJoin(free, ", "), ")"));
+  } else if (phase_ == Phase::kLoading || phase_ == Phase::kActivating) {
+    uint64_t done = 0, total = 0;
+    for (const WorkerId id : stages_) {
+      done += workers_.at(id).bytes_done;
+      total += workers_.at(id).bytes_total;
+    }
+    parts.push_back(total == 0 ? "loading" : absl::StrCat("loading, ", done * 100 / total, " % of the weights read"));
+  } else if (phase_ == Phase::kPausing) {
+    parts.push_back("trying again soon");
+  }
+  if (!last_failure_.empty()) parts.push_back(last_failure_);
+  return absl::StrJoin(parts, "; ");
+}
+
+std::string ClusterState::Describe(WorkerId id) const {
+  const auto it = workers_.find(id);
+  if (it == workers_.end()) return absl::StrCat("worker ", id.value());
+  const std::string stage = it->second.stage.has_value() ? absl::StrCat("stage ", *it->second.stage) : "spare";
+  return absl::StrCat("worker ", id.value(), " (", stage, ", ", it->second.hello.ring_address, ")");
+}
+
+StageSnapshot ClusterState::Snapshot(WorkerId id) const {
+  const Worker& worker = workers_.at(id);
+  const LayerRange& layers = options_.placement[*worker.stage];
+  StageSnapshot snapshot;
+  snapshot.worker = absl::StrCat("worker ", id.value(), " at ", worker.hello.ring_address);
+  snapshot.first_layer = layers.first;
+  snapshot.num_layers = layers.count;
+  snapshot.weight_bytes = worker.loaded->weight_bytes;
+  snapshot.kv_bytes = worker.loaded->kv_bytes_per_block * kv_blocks_;
+  snapshot.activation_bytes = worker.loaded->activation_bytes;
+  snapshot.numeric_class = worker.hello.numeric_class;
+  return snapshot;
+}
+
+}  // namespace millrace

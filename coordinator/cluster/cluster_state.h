@@ -1,0 +1,146 @@
+// Who is in the cluster and which stage each worker holds: a state machine without I/O, clock or threads. Events go in
+// as calls; what is to be done comes out as actions.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "common/ids.h"
+#include "coordinator/cluster/placement.h"
+#include "coordinator/pipeline/engine_port.h"
+
+namespace millrace {
+
+struct ClusterOptions {
+  std::string version;
+  std::string secret;
+  std::string model_fingerprint;
+  std::vector<LayerRange> placement;  // one range per stage
+  absl::Duration worker_timeout = absl::Seconds(3);  // silence after which a worker counts as lost
+};
+
+// What a worker said of itself when it joined.
+struct WorkerHello {
+  std::string version;
+  std::string secret;
+  std::string ring_address;
+  std::string model_fingerprint;  // empty: it takes the coordinator's path and checks for itself
+  std::optional<uint32_t> stage;
+  std::string numeric_class;
+  std::string host;
+};
+
+struct WorkerLoaded {
+  Epoch epoch;
+  std::string model_fingerprint;
+  uint64_t weight_bytes = 0;
+  uint64_t activation_bytes = 0;
+  uint32_t kv_blocks = 0;
+  uint64_t kv_bytes_per_block = 0;
+};
+
+// Actions.
+struct WelcomeWorker {
+  WorkerId worker;
+};
+struct RefuseWorker {  // ends its control stream
+  WorkerId worker;
+  absl::Status why;
+};
+struct BeginEpoch {  // hops of this epoch may come from now on
+  Epoch epoch;
+};
+struct AssignStage {
+  WorkerId worker;
+  Epoch epoch;
+  uint32_t stage = 0;
+  LayerRange layers;
+  std::string next_address;  // empty: the coordinator
+};
+struct ActivateStage {
+  WorkerId worker;
+  Epoch epoch;
+  uint32_t kv_blocks = 0;
+};
+struct RingUp {
+  Epoch epoch;
+  std::vector<WorkerId> workers;  // by stage
+  std::vector<StageSnapshot> stages;
+  uint32_t kv_blocks = 0;
+};
+struct RingDown {
+  Epoch epoch;
+  absl::Status why;
+};
+using ClusterAction =
+    std::variant<WelcomeWorker, RefuseWorker, BeginEpoch, AssignStage, ActivateStage, RingUp, RingDown>;
+
+// Thread: cluster.
+//
+// Phases: kWaiting (a stage has no worker) -> kLoading (assigned; not all have loaded) -> kActivating (not all are ready) ->
+// kServing. Losing a worker leads back to kWaiting from anywhere; a failed epoch leads to kLoading of the next one, after a
+// pause that grows while epochs keep failing. A worker beyond the number of stages waits as a spare.
+class ClusterState {
+ public:
+  explicit ClusterState(ClusterOptions options);
+
+  void OnHello(WorkerId worker, WorkerHello hello, absl::Time now);
+  void OnHeard(WorkerId worker, absl::Time now);  // any message: it is alive
+  void OnProgress(WorkerId worker, uint64_t done, uint64_t total);
+  void OnLoaded(WorkerId worker, const WorkerLoaded& loaded, absl::Time now);
+  void OnReady(WorkerId worker, Epoch epoch);
+  void OnAssignFailed(WorkerId worker, Epoch epoch, const std::string& why, absl::Time now);
+  void OnStageFailed(WorkerId worker, Epoch epoch, const std::string& why, absl::Time now);
+  void OnRingFault(Epoch epoch, const std::string& why, absl::Time now);  // the engine gave the ring up
+  void OnGone(WorkerId worker, const std::string& how, absl::Time now);
+  void Tick(absl::Time now);      // silence, and the pause after a failed epoch
+  absl::Time NextTick() const;    // InfiniteFuture if there is nothing to wait for
+
+  std::vector<ClusterAction> TakeActions();
+
+  PipelineState state() const;
+  std::string Detail() const;  // for people: what is waited for
+
+ private:
+  enum class Phase { kWaiting, kPausing, kLoading, kActivating, kServing };
+  struct Worker {
+    WorkerHello hello;
+    absl::Time last_heard;
+    std::optional<uint32_t> stage;
+    std::optional<WorkerLoaded> loaded;  // in the current epoch
+    bool ready = false;                  // in the current epoch
+    uint64_t bytes_done = 0;
+    uint64_t bytes_total = 0;
+  };
+
+  absl::Status CheckHello(const WorkerHello& hello) const;
+  std::optional<uint32_t> FreeStage() const;
+  void FillStages(absl::Time now);
+  void StartEpoch();
+  void ActivateIfLoaded();
+  void FailEpoch(const absl::Status& why, absl::Time now);
+  void LoseWorker(WorkerId id, const std::string& how, absl::Time now);
+  bool InEpoch(WorkerId worker, Epoch epoch) const;
+  std::string Describe(WorkerId id) const;
+  StageSnapshot Snapshot(WorkerId id) const;
+  uint32_t num_stages() const { return static_cast<uint32_t>(options_.placement.size()); }
+
+  const ClusterOptions options_;
+  Phase phase_ = Phase::kWaiting;
+  uint64_t epoch_ = 0;
+  uint32_t kv_blocks_ = 0;
+  int failed_in_a_row_ = 0;
+  absl::Time resume_at_ = absl::InfiniteFuture();
+  std::string last_failure_;
+  std::map<WorkerId, Worker> workers_;
+  std::vector<WorkerId> stages_;  // by stage; invalid: free
+  std::vector<ClusterAction> actions_;
+};
+
+}  // namespace millrace

@@ -1,0 +1,307 @@
+#include "coordinator/coordinator.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <fstream>
+#include <memory>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/bounded_queue.h"
+#include "common/log.h"
+#include "common/process.h"
+#include "common/status_macros.h"
+#include "common/transport/channels.h"
+#include "common/transport/hop_listener.h"
+#include "common/transport/secret.h"
+#include "coordinator/cluster/cluster_controller.h"
+#include "coordinator/cluster/placement.h"
+#include "coordinator/frontend/frontend.h"
+#include "coordinator/pipeline/engine.h"
+#include "grpcpp/ext/proto_server_reflection_plugin.h"
+#include "grpcpp/grpcpp.h"
+#include "grpcpp/health_check_service_interface.h"
+#include "model/chat_template.h"
+#include "model/gguf_file.h"
+#include "model/hyper_parameters.h"
+#include "model/tokenizer.h"
+
+namespace millrace {
+namespace {
+
+constexpr absl::Duration kStopWorkers = absl::Seconds(2);
+constexpr char kInferenceService[] = "millrace.v1.Inference";
+
+// What is read from the model file.
+struct LoadedModel {
+  std::unique_ptr<GgufFile> file;
+  HyperParameters hyper_parameters;
+  std::unique_ptr<Tokenizer> tokenizer;
+  std::unique_ptr<ChatTemplate> chat_template;  // null if the file has none
+  std::string fingerprint;
+};
+
+absl::StatusOr<LoadedModel> LoadModel(const std::string& path) {
+  LoadedModel model;
+  ASSIGN_OR_RETURN(model.file, GgufFile::Open(path));
+  ASSIGN_OR_RETURN(model.hyper_parameters, ReadHyperParameters(*model.file));
+  ASSIGN_OR_RETURN(model.tokenizer, Tokenizer::FromGguf(*model.file));
+  if (model.file->Find("tokenizer.chat_template") != nullptr) {
+    ASSIGN_OR_RETURN(const absl::string_view source, model.file->GetString("tokenizer.chat_template"));
+    absl::StatusOr<std::unique_ptr<ChatTemplate>> chat_template = ChatTemplate::Parse(source);
+    // A model without chat still answers to text and token ids.
+    if (chat_template.ok()) {
+      model.chat_template = *std::move(chat_template);
+    } else {
+      LogWarning("chat is off: the model's chat template cannot be used: ", chat_template.status().message());
+    }
+  }
+  model.fingerprint = model.file->Fingerprint();
+  return model;
+}
+
+absl::StatusOr<std::vector<LayerRange>> ChoosePlacement(const CoordinatorOptions& options, const LoadedModel& model) {
+  const uint32_t num_layers = model.hyper_parameters.num_layers;
+  if (!options.layers.empty()) return PlaceByCounts(options.layers, num_layers, options.stages);
+  LayerCosts costs;
+  for (uint32_t layer = 0; layer < num_layers; ++layer) {
+    costs.layers.push_back(static_cast<double>(StageWeightBytes(*model.file, layer, 1, false, false)));
+  }
+  // A decode reads the whole output matrix, but one row of the embedding.
+  costs.last_stage = static_cast<double>(FindEndTensors(*model.file).output->bytes.size());
+  return PlaceLayers(costs, options.stages);
+}
+
+absl::StatusOr<HostPort> AddPort(grpc::ServerBuilder& builder, const std::string& address, int* port) {
+  ASSIGN_OR_RETURN(HostPort parsed, ParseHostPort(address));
+  builder.AddListeningPort(parsed.ToString(), grpc::InsecureServerCredentials(), port);
+  return parsed;
+}
+
+// Thread: main.
+class Coordinator {
+ public:
+  explicit Coordinator(const CoordinatorOptions& options) : options_(options), signals_(1) {}
+  ~Coordinator();
+
+  absl::Status Run(const std::function<absl::Status(const CoordinatorAddresses&)>& on_listening);
+
+ private:
+  absl::Status Prepare();
+  void MakeFrontend();
+  void MakeEngine();
+  void MakeCluster();
+  absl::StatusOr<CoordinatorAddresses> Listen();
+  absl::Status BuildClusterServer(CoordinatorAddresses& addresses);
+  absl::Status WriteStatusFile(const CoordinatorAddresses& addresses) const;
+  void SetServing(bool serving);
+  void Drain();
+
+  CoordinatorOptions options_;
+  std::string secret_;
+  LoadedModel model_;
+  std::vector<LayerRange> placement_;
+  BoundedQueue<int> signals_;
+  std::unique_ptr<Frontend> frontend_;
+  std::unique_ptr<Engine> engine_;
+  std::unique_ptr<HopListener> listener_;
+  std::unique_ptr<ClusterController> cluster_;
+  std::unique_ptr<grpc::Server> cluster_server_;  // null if one server does both
+  std::unique_ptr<grpc::Server> server_;
+};
+
+Coordinator::~Coordinator() {
+  const auto soon = std::chrono::system_clock::now() + std::chrono::milliseconds(500);
+  if (frontend_ != nullptr) frontend_->Stop();
+  if (server_ != nullptr) server_->Shutdown(soon);
+  if (cluster_server_ != nullptr) cluster_server_->Shutdown(soon);
+  if (engine_ != nullptr) engine_->Stop();
+}
+
+absl::Status Coordinator::Prepare() {
+  RaiseFileLimit();
+  WarnIfConfined(1);
+  secret_ = options_.join_secret;
+  if (!options_.join_secret_file.empty()) {
+    ASSIGN_OR_RETURN(secret_, ReadSecretFile(options_.join_secret_file));
+  }
+  ASSIGN_OR_RETURN(model_, LoadModel(options_.model));
+  const uint32_t model_context = model_.hyper_parameters.context_tokens;
+  if (options_.context_tokens > model_context) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--context ", options_.context_tokens, ": the model is made for ", model_context));
+  }
+  if (options_.context_tokens == 0) options_.context_tokens = model_context;
+  model_.hyper_parameters.context_tokens = options_.context_tokens;
+  ASSIGN_OR_RETURN(placement_, ChoosePlacement(options_, model_));
+  MakeFrontend();
+  MakeEngine();
+  MakeCluster();
+  return absl::OkStatus();
+}
+
+void Coordinator::MakeFrontend() {
+  FrontendOptions frontend;
+  frontend.tokenizer = model_.tokenizer.get();
+  frontend.chat_template = model_.chat_template.get();
+  frontend.model = model_.hyper_parameters;
+  frontend.fingerprint = model_.fingerprint;
+  frontend.weight_bytes =
+      StageWeightBytes(*model_.file, 0, model_.hyper_parameters.num_layers, true, true);
+  frontend.version = kVersion;
+  frontend.max_queued_requests = options_.max_queued;
+  frontend.max_running_requests = options_.max_running;
+  frontend.max_input_bytes = options_.max_input_bytes;
+  frontend_ = std::make_unique<Frontend>(std::move(frontend));
+}
+
+void Coordinator::MakeEngine() {
+  EngineOptions engine;
+  engine.scheduler.context_tokens = options_.context_tokens;
+  engine.scheduler.max_running_sequences = options_.max_running;
+  engine.scheduler.max_waiting_sequences = options_.max_queued;
+  engine.scheduler.max_rows = options_.max_rows;
+  const absl::Span<const TokenId> ends = model_.tokenizer->end_tokens();
+  engine.scheduler.end_tokens.assign(ends.begin(), ends.end());
+  engine.max_in_flight_limit = options_.max_in_flight;
+  engine.on_ring_fault = [this](Epoch epoch, absl::Status why) { cluster_->ReportRingFault(epoch, std::move(why)); };
+  engine_ = std::make_unique<Engine>(std::move(engine), frontend_->sink());
+  frontend_->SetEngine(engine_.get());
+}
+
+void Coordinator::MakeCluster() {
+  listener_ = std::make_unique<HopListener>(secret_);
+  ClusterControllerOptions cluster;
+  cluster.cluster.version = kVersion;
+  cluster.cluster.secret = secret_;
+  cluster.cluster.model_fingerprint = model_.fingerprint;
+  cluster.cluster.placement = placement_;
+  cluster.cluster.worker_timeout = options_.worker_timeout;
+  char* absolute = realpath(options_.model.c_str(), nullptr);
+  cluster.model_path = absolute == nullptr ? options_.model : absolute;
+  free(absolute);
+  cluster.max_rows = options_.max_rows;
+  cluster.max_in_flight = options_.max_in_flight;
+  cluster.block_tokens = options_.block_tokens;
+  cluster.context_tokens = options_.context_tokens;
+  cluster.on_state = [this](PipelineState state) { SetServing(state == PipelineState::kServing); };
+  cluster_ = std::make_unique<ClusterController>(std::move(cluster), engine_.get(), listener_.get());
+}
+
+absl::Status Coordinator::BuildClusterServer(CoordinatorAddresses& addresses) {
+  grpc::ServerBuilder builder;
+  ConfigureServer(builder, size_t{1} << 30);
+  int port = 0;
+  ASSIGN_OR_RETURN(HostPort address, AddPort(builder, options_.cluster_listen, &port));
+  builder.RegisterService(cluster_->service());
+  builder.RegisterService(listener_->service());
+  cluster_server_ = builder.BuildAndStart();
+  if (cluster_server_ == nullptr || port == 0) {
+    return absl::UnavailableError(absl::StrCat("cannot listen on --cluster-listen ", options_.cluster_listen,
+                                               ": the port is in use, or not an address of this host"));
+  }
+  address.port = static_cast<uint16_t>(port);
+  addresses.cluster_listen = address.ToString();
+  return absl::OkStatus();
+}
+
+absl::StatusOr<CoordinatorAddresses> Coordinator::Listen() {
+  grpc::EnableDefaultHealthCheckService(true);
+  grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+  CoordinatorAddresses addresses;
+  const bool one_server = options_.cluster_listen.empty() || options_.cluster_listen == options_.listen;
+  if (!one_server) RETURN_IF_ERROR(BuildClusterServer(addresses));
+  grpc::ServerBuilder builder;
+  ConfigureServer(builder, Frontend::kMaxMessageBytes);
+  int port = 0;
+  ASSIGN_OR_RETURN(HostPort address, AddPort(builder, options_.listen, &port));
+  frontend_->AddTo(&builder);
+  if (one_server) {
+    builder.RegisterService(cluster_->service());
+    builder.RegisterService(listener_->service());
+  }
+  server_ = builder.BuildAndStart();
+  if (server_ == nullptr || port == 0) {
+    return absl::UnavailableError(absl::StrCat("cannot listen on --listen ", options_.listen,
+                                               ": the port is in use, or not an address of this host"));
+  }
+  address.port = static_cast<uint16_t>(port);
+  addresses.listen = address.ToString();
+  if (one_server) addresses.cluster_listen = addresses.listen;
+  const absl::StatusOr<HostPort> cluster = ParseHostPort(addresses.cluster_listen);
+  if (cluster.ok() && !IsLoopback(cluster->host) && secret_.empty()) {
+    LogWarning("workers may join at ", addresses.cluster_listen,
+               " without a secret; use --join-secret-file where others reach that address");
+  }
+  SetServing(false);
+  return addresses;
+}
+
+void Coordinator::SetServing(bool serving) {
+  if (server_ == nullptr || server_->GetHealthCheckService() == nullptr) return;
+  server_->GetHealthCheckService()->SetServingStatus("", serving);
+  server_->GetHealthCheckService()->SetServingStatus(kInferenceService, serving);
+}
+
+// Written under another name first, so that whoever waits for the file never reads half of it.
+absl::Status Coordinator::WriteStatusFile(const CoordinatorAddresses& addresses) const {
+  if (options_.status_file.empty()) return absl::OkStatus();
+  const std::string part = options_.status_file + ".part";
+  std::ofstream file(part);
+  file << "{\"listen\": \"" << addresses.listen << "\", \"cluster_listen\": \"" << addresses.cluster_listen
+       << "\", \"pid\": " << getpid() << "}\n";
+  file.close();
+  if (!file || std::rename(part.c_str(), options_.status_file.c_str()) != 0) {
+    return absl::InvalidArgumentError(absl::StrCat("--status-file ", options_.status_file, ": cannot be written"));
+  }
+  return absl::OkStatus();
+}
+
+void Coordinator::Drain() {
+  LogInfo("stopping: ", frontend_->live_requests(), " requests in progress, grace time ",
+          absl::FormatDuration(options_.grace));
+  SetServing(false);
+  frontend_->BeginDrain();
+  if (!frontend_->WaitIdle(options_.grace)) {
+    LogWarning("grace time over: cancelling ", frontend_->live_requests(), " requests");
+    frontend_->CancelAll(absl::UnavailableError("the server is stopping"));
+    frontend_->WaitIdle(absl::Seconds(1));
+  }
+  cluster_->Stop("the coordinator is stopping", kStopWorkers);
+}
+
+absl::Status Coordinator::Run(const std::function<absl::Status(const CoordinatorAddresses&)>& on_listening) {
+  SignalWatcher watcher([this](int signal) { signals_.Push(signal); });
+  RETURN_IF_ERROR(Prepare());
+  frontend_->Start();
+  engine_->Start();
+  absl::StatusOr<CoordinatorAddresses> addresses = Listen();
+  absl::Status status = addresses.status();
+  if (status.ok()) {
+    cluster_->Start();
+    std::printf("listening on %s\n", addresses->listen.c_str());
+    if (addresses->cluster_listen != addresses->listen) {
+      std::printf("workers join at %s\n", addresses->cluster_listen.c_str());
+    }
+    std::fflush(stdout);
+    status = WriteStatusFile(*addresses);
+  }
+  if (status.ok()) status = on_listening(*addresses);
+  if (status.ok()) signals_.Pop();
+  Drain();
+  if (!options_.status_file.empty()) unlink(options_.status_file.c_str());
+  return status;
+}
+
+}  // namespace
+
+absl::Status RunCoordinator(const CoordinatorOptions& options,
+                            const std::function<absl::Status(const CoordinatorAddresses&)>& on_listening) {
+  return Coordinator(options).Run(on_listening);
+}
+
+}  // namespace millrace

@@ -1,0 +1,66 @@
+// A coordinator process: listens for clients and workers, keeps the ring turning, drains and leaves.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "common/options.h"
+
+namespace millrace {
+
+struct CoordinatorOptions {
+  std::string model;
+  uint32_t stages = 1;
+  std::vector<int64_t> layers;  // per stage; empty: chosen by cost
+  std::string listen = "127.0.0.1:50051";
+  std::string cluster_listen;   // empty: the same as listen
+  std::string join_secret_file;
+  std::string join_secret;      // used if there is no file
+  std::string status_file;      // JSON with addresses and process id, written once it listens
+  uint32_t max_rows = 128;
+  uint32_t max_in_flight = 0;   // 0: stages + 1
+  uint32_t block_tokens = 16;
+  uint32_t context_tokens = 0;  // 0: the model's
+  uint32_t max_running = 256;
+  uint32_t max_queued = 1024;
+  uint64_t max_input_bytes = uint64_t{1} << 20;
+  absl::Duration grace = absl::Seconds(10);
+  absl::Duration worker_timeout = absl::Seconds(3);
+};
+
+// The flags of millrace-coordinator.
+class CoordinatorFlags {
+ public:
+  // `with_join_secret`: false under mpirun, which makes a secret for each run.
+  void Declare(OptionSet& set, bool with_join_secret);
+  // What the flags' own ranges do not say. INVALID_ARGUMENT.
+  absl::StatusOr<CoordinatorOptions> Finish() const;
+
+  int64_t stages = 0;  // 0: not said
+
+ private:
+  CoordinatorOptions options_;
+  int64_t max_rows_ = 128;
+  int64_t max_in_flight_ = 0;
+  int64_t block_tokens_ = 16;
+  int64_t context_tokens_ = 0;
+  int64_t max_running_ = 256;
+  int64_t max_queued_ = 1024;
+};
+
+// What the process listens on, with the ports it got.
+struct CoordinatorAddresses {
+  std::string listen;
+  std::string cluster_listen;
+};
+
+// Runs until a signal comes (OK) or something fails. `on_listening` is called once, before any worker is waited for; an error
+// ends the run. Thread: main; call before other threads are started.
+absl::Status RunCoordinator(const CoordinatorOptions& options,
+                            const std::function<absl::Status(const CoordinatorAddresses&)>& on_listening);
+
+}  // namespace millrace

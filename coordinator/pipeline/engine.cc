@@ -1,0 +1,182 @@
+#include "coordinator/pipeline/engine.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/check.h"
+#include "common/log.h"
+#include "coordinator/pipeline/plan_messages.h"
+
+namespace millrace {
+namespace {
+
+// How soon to look again whether the text thread has caught up.
+constexpr absl::Duration kSinkPoll = absl::Milliseconds(1);
+
+uint32_t MaxLive(const SchedulerOptions& options) {
+  return options.max_running_sequences + options.max_waiting_sequences;
+}
+
+// Every live request has at most one arrival, one cancellation and one stop in the queue, every microbatch one result: with this
+// capacity a push never finds the queue full, and so nobody ever waits on it.
+size_t InboxCapacity(const EngineOptions& options) {
+  return size_t{3} * MaxLive(options.scheduler) + options.max_in_flight_limit + 64;
+}
+
+}  // namespace
+
+Engine::Engine(EngineOptions options, TokenSink* sink)
+    : options_(std::move(options)),
+      sink_(sink),
+      max_live_(MaxLive(options_.scheduler)),
+      inbox_(InboxCapacity(options_)),
+      scheduler_(options_.scheduler) {}
+
+Engine::~Engine() { Stop(); }
+
+void Engine::Start() {
+  thread_ = std::thread([this] { RunLoop(); });
+}
+
+void Engine::Stop() {
+  stopping_ = true;
+  inbox_.Close();
+  if (thread_.joinable()) thread_.join();
+}
+
+absl::Status Engine::Submit(SequenceRequest request) {
+  if (stopping_) return absl::UnavailableError("the server is stopping");
+  if (live_.fetch_add(1) >= max_live_) {
+    live_.fetch_sub(1);
+    return absl::ResourceExhaustedError(absl::StrCat("the queue is full: ", max_live_, " requests"));
+  }
+  if (!inbox_.TryPush(Event(std::move(request)))) {
+    live_.fetch_sub(1);
+    return absl::UnavailableError("the server is stopping");
+  }
+  return absl::OkStatus();
+}
+
+// Failed pushes below mean that the engine is stopping, and then it ends every sequence itself.
+void Engine::Cancel(SequenceId id, absl::Status why) { inbox_.TryPush(Event(CancelEvent{id, std::move(why)})); }
+void Engine::StopAt(SequenceId id, uint32_t output_tokens) { inbox_.TryPush(Event(StopAtEvent{id, output_tokens})); }
+void Engine::RingReady(RingConnection ring) { inbox_.TryPush(Event(std::move(ring))); }
+void Engine::RingLost(Epoch epoch, absl::Status why) { inbox_.TryPush(Event(RingLostEvent{epoch, std::move(why)})); }
+bool Engine::Returned(HopMessage message) { return inbox_.TryPush(Event(std::move(message))) || stopping_; }
+
+void Engine::SetState(PipelineState state, std::string detail) {
+  MutexLock lock(&snapshot_mutex_);
+  snapshot_.state = state;
+  snapshot_.detail = std::move(detail);
+}
+
+PipelineSnapshot Engine::Snapshot() const {
+  MutexLock lock(&snapshot_mutex_);
+  return snapshot_;
+}
+
+void Engine::RunLoop() {
+  while (!inbox_.closed() || inbox_.size() > 0) RunOnce();
+  LoseRing(absl::UnavailableError("the server is stopping"), options_.clock->Now());
+  HandOverActions();
+}
+
+void Engine::RunOnce() {
+  for (Event& event : inbox_.PopAll(WaitTime())) Handle(std::move(event), options_.clock->Now());
+  scheduler_.Tick(options_.clock->Now());
+  SendPlans();
+  Publish(options_.clock->Now());
+  HandOverActions();
+}
+
+absl::Duration Engine::WaitTime() const {
+  const absl::Time deadline = scheduler_.NextDeadline();
+  const absl::Duration until = deadline == absl::InfiniteFuture()
+                                   ? absl::InfiniteDuration()
+                                   : std::max(deadline - options_.clock->Now(), absl::ZeroDuration());
+  return sink_->HasRoom() ? until : std::min(until, kSinkPoll);
+}
+
+void Engine::Handle(Event event, absl::Time now) {
+  if (auto* request = std::get_if<SequenceRequest>(&event)) {
+    scheduler_.Add(std::move(*request), now);
+  } else if (auto* cancel = std::get_if<CancelEvent>(&event)) {
+    scheduler_.Cancel(cancel->id, cancel->why, now);
+  } else if (auto* stop = std::get_if<StopAtEvent>(&event)) {
+    scheduler_.StopAt(stop->id, stop->output_tokens, now);
+  } else if (auto* message = std::get_if<HopMessage>(&event)) {
+    OnReturned(*message, now);
+  } else if (auto* lost = std::get_if<RingLostEvent>(&event)) {
+    if (ring_.has_value() && ring_->epoch == lost->epoch) LoseRing(lost->why, now);
+  } else {
+    MILLRACE_CHECK(!ring_.has_value());
+    ring_ = std::move(std::get<RingConnection>(event));
+    active_ = absl::ZeroDuration();
+    active_since_.reset();
+    scheduler_.OnRingReady(ring_->shape, now);
+  }
+}
+
+void Engine::LoseRing(const absl::Status& why, absl::Time now) {
+  if (!ring_.has_value()) return;
+  ring_.reset();
+  scheduler_.OnRingLost(why, now);
+}
+
+void Engine::OnReturned(const HopMessage& message, absl::Time now) {
+  if (!ring_.has_value() || message.epoch != ring_->epoch) return;  // stale: dropped
+  absl::StatusOr<std::vector<SequenceResult>> results = ParseResult(message);
+  const absl::Status status =
+      results.ok() ? scheduler_.OnResult(message.microbatch, *std::move(results), now) : results.status();
+  if (status.ok()) return CountStamps(message);
+  LogError("epoch ", message.epoch.value(), ": ", status.message());
+  const Epoch epoch = ring_->epoch;
+  LoseRing(absl::UnavailableError(absl::StrCat("the pipeline gave a result that cannot be: ", status.message())), now);
+  if (options_.on_ring_fault) options_.on_ring_fault(epoch, status);
+}
+
+void Engine::CountStamps(const HopMessage& message) {
+  const size_t stages = std::min(message.stamps.size(), ring_->stages.size());
+  for (size_t i = 0; i < stages; ++i) {
+    const StageStamp& stamp = message.stamps[i];
+    ring_->stages[i].busy += absl::Nanoseconds(std::max<int64_t>(0, stamp.ended_ns - stamp.started_ns));
+    ring_->stages[i].microbatches += 1;
+    ring_->stages[i].rows += message.rows;
+  }
+}
+
+void Engine::SendPlans() {
+  if (!ring_.has_value()) return;
+  while (sink_->HasRoom()) {
+    const std::optional<MicrobatchPlan> plan = scheduler_.PlanNext(options_.clock->Now());
+    if (!plan.has_value()) break;
+    // A stage that cannot be reached is reported by the cluster; until then the plan counts as in flight.
+    ring_->send_plan(ToWirePlan(ring_->epoch, *plan));
+  }
+}
+
+void Engine::Publish(absl::Time now) {
+  const SchedulerLoad load = scheduler_.load();
+  if (load.in_flight > 0 && !active_since_.has_value()) active_since_ = now;
+  if (load.in_flight == 0 && active_since_.has_value()) {
+    active_ += now - *active_since_;
+    active_since_.reset();
+  }
+  MutexLock lock(&snapshot_mutex_);
+  snapshot_.load = load;
+  snapshot_.epoch = ring_.has_value() ? ring_->epoch.value() : 0;
+  snapshot_.active = active_ + (active_since_.has_value() ? now - *active_since_ : absl::ZeroDuration());
+  snapshot_.stages = ring_.has_value() ? ring_->stages : std::vector<StageSnapshot>();
+}
+
+void Engine::HandOverActions() {
+  std::vector<SchedulerAction> actions = scheduler_.TakeActions();
+  if (actions.empty()) return;
+  for (const SchedulerAction& action : actions) {
+    if (std::holds_alternative<SequenceFinished>(action)) live_.fetch_sub(1);
+  }
+  sink_->OnActions(std::move(actions));
+}
+
+}  // namespace millrace

@@ -1,0 +1,108 @@
+// The loop that turns the ring: feeds events to the scheduler, sends its plans to the stages, hands its actions to the
+// frontend.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <string>
+#include <thread>
+#include <variant>
+#include <vector>
+
+#include "common/bounded_queue.h"
+#include "common/clock.h"
+#include "common/hop_message.h"
+#include "common/mutex.h"
+#include "coordinator/pipeline/engine_port.h"
+#include "coordinator/scheduler/scheduler.h"
+#include "millrace/v1/cluster.pb.h"
+
+namespace millrace {
+
+// A complete pipeline, as the cluster hands it to the engine.
+struct RingConnection {
+  Epoch epoch;
+  RingShape shape;
+  std::vector<StageSnapshot> stages;
+  // Sends a plan to every stage; never waits. False: a stage is gone (its loss is reported by the cluster).
+  std::function<bool(const v1::Plan&)> send_plan;
+};
+
+struct EngineOptions {
+  SchedulerOptions scheduler;
+  uint32_t max_in_flight_limit = 64;  // no ring has a larger window
+  const Clock* clock = &Clock::Steady();
+  // The ring gave results that cannot be: it should be given up. Thread: engine.
+  std::function<void(Epoch, absl::Status)> on_ring_fault;
+};
+
+// One ring is one Engine. Thread: engine (started by Start) owns the scheduler; the public calls are safe from any thread.
+class Engine final : public EnginePort {
+ public:
+  // `sink` outlives this.
+  Engine(EngineOptions options, TokenSink* sink);
+  ~Engine() override;
+
+  void Start();
+  // Ends every live sequence with UNAVAILABLE, then the thread.
+  void Stop();
+
+  absl::Status Submit(SequenceRequest request) override;
+  void Cancel(SequenceId id, absl::Status why) override;
+  void StopAt(SequenceId id, uint32_t output_tokens) override;
+  PipelineSnapshot Snapshot() const override;
+
+  // From the cluster.
+  void SetState(PipelineState state, std::string detail);
+  void RingReady(RingConnection ring);
+  void RingLost(Epoch epoch, absl::Status why);
+  // A microbatch came back over the last hop. False: no room, which means that the sender broke the window.
+  bool Returned(HopMessage message);
+
+ private:
+  struct CancelEvent {
+    SequenceId id;
+    absl::Status why;
+  };
+  struct StopAtEvent {
+    SequenceId id;
+    uint32_t output_tokens;
+  };
+  struct RingLostEvent {
+    Epoch epoch;
+    absl::Status why;
+  };
+  using Event = std::variant<SequenceRequest, CancelEvent, StopAtEvent, RingConnection, RingLostEvent, HopMessage>;
+
+  void RunLoop();
+  void RunOnce();
+  absl::Duration WaitTime() const;
+  void Handle(Event event, absl::Time now);
+  void OnReturned(const HopMessage& message, absl::Time now);
+  void CountStamps(const HopMessage& message);
+  void LoseRing(const absl::Status& why, absl::Time now);
+  void SendPlans();
+  void Publish(absl::Time now);
+  void HandOverActions();
+
+  const EngineOptions options_;
+  TokenSink* const sink_;
+  const uint32_t max_live_;
+  std::atomic<uint32_t> live_{0};  // submitted and not yet finished
+  std::atomic<bool> stopping_{false};
+  BoundedQueue<Event> inbox_;
+  std::thread thread_;
+
+  // Thread: engine.
+  Scheduler scheduler_;
+  std::optional<RingConnection> ring_;
+  absl::Duration active_;                   // of this epoch, with a microbatch in flight
+  std::optional<absl::Time> active_since_;  // set while one is
+
+  mutable Mutex snapshot_mutex_;
+  PipelineSnapshot snapshot_ ABSL_GUARDED_BY(snapshot_mutex_);
+};
+
+}  // namespace millrace

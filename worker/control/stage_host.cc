@@ -1,0 +1,177 @@
+#include "worker/control/stage_host.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/time.h"
+#include "common/check.h"
+#include "common/log.h"
+#include "common/options.h"
+#include "common/process.h"
+#include "common/status_macros.h"
+#include "worker/control/stage_messages.h"
+
+namespace millrace {
+namespace {
+
+constexpr absl::Duration kConnectTimeout = absl::Seconds(10);
+constexpr uint32_t kMaxInFlightLimit = 4096;
+constexpr uint32_t kMaxRowsLimit = 65536;
+
+absl::Status CheckAssign(const v1::Assign& assign, const HyperParameters& model) {
+  const auto in_range = [](uint64_t value, uint64_t max) { return value >= 1 && value <= max; };
+  if (!in_range(assign.num_stages(), model.num_layers) || assign.stage() >= assign.num_stages() ||
+      !in_range(assign.num_layers(), model.num_layers) ||
+      uint64_t{assign.first_layer()} + assign.num_layers() > model.num_layers ||
+      !in_range(assign.block_tokens(), 4096) || assign.block_tokens() % kernels::kKeyGroupTokens != 0 ||
+      !in_range(assign.max_rows(), kMaxRowsLimit) || !in_range(assign.max_in_flight(), kMaxInFlightLimit) ||
+      !in_range(assign.max_context_tokens(), model.context_tokens)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("assignment does not fit the model: ", assign.ShortDebugString()));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+StageHost::StageHost(StageHostOptions options) : options_(std::move(options)), send_pool_(8) {}
+
+StageHost::~StageHost() { EndEpoch(); }
+
+absl::Status StageHost::OpenModel(const std::string& path) {
+  ASSIGN_OR_RETURN(std::unique_ptr<GgufFile> file, GgufFile::Open(path));
+  ASSIGN_OR_RETURN(hyper_parameters_, ReadHyperParameters(*file));
+  fingerprint_ = file->Fingerprint();
+  file_ = std::move(file);
+  return absl::OkStatus();
+}
+
+absl::Status StageHost::LoadLayers(const v1::Assign& assign) {
+  StageLayout layout;
+  layout.first_layer = assign.first_layer();
+  layout.num_layers = assign.num_layers();
+  layout.first = assign.stage() == 0;
+  layout.last = assign.stage() + 1 == assign.num_stages();
+  const bool same = model_ != nullptr && layout.first_layer == layout_.first_layer &&
+                    layout.num_layers == layout_.num_layers && layout.first == layout_.first &&
+                    layout.last == layout_.last && assign.max_rows() == max_rows_ &&
+                    assign.max_context_tokens() == context_tokens_;
+  if (same) return absl::OkStatus();
+  model_.reset();
+  ASSIGN_OR_RETURN(model_, StageModel::Create(*file_, hyper_parameters_, layout, assign.max_rows(),
+                                              assign.max_context_tokens(), *options_.backend, options_.on_progress));
+  layout_ = layout;
+  max_rows_ = assign.max_rows();
+  context_tokens_ = assign.max_context_tokens();
+  return absl::OkStatus();
+}
+
+absl::StatusOr<v1::Loaded> StageHost::Assign(const v1::Assign& assign) {
+  EndEpoch();
+  RETURN_IF_ERROR(CheckAssign(assign, hyper_parameters_));
+  assign_ = assign;
+  RETURN_IF_ERROR(LoadLayers(assign));
+  const KvCache::Shape shape{assign.num_layers(), 1, assign.block_tokens(), hyper_parameters_.num_kv_heads,
+                             hyper_parameters_.head_size};
+  const uint64_t block_bytes = shape.BytesPerBlock();
+  const uint64_t room = std::min(options_.kv_memory_bytes, AvailableMemoryBytes());
+  const uint64_t blocks = std::min<uint64_t>(room / block_bytes, 1u << 24);
+  if (blocks == 0) {
+    return absl::ResourceExhaustedError(absl::StrCat("no room for the KV cache: one block takes ",
+                                                     FormatBytes(block_bytes), ", there are ", FormatBytes(room),
+                                                     "; raise --kv-memory or free memory"));
+  }
+  inbox_ = std::make_shared<StageInbox>(size_t{2} * assign.max_in_flight() + 2);
+  options_.router->Open(Epoch(assign.epoch()), assign.max_rows(), inbox_);
+  HopSession session;
+  session.epoch = Epoch(assign.epoch());
+  session.limits.max_rows = assign.max_rows();
+  session.limits.max_stamps = assign.stage();
+  session.limits.max_payload_bytes = size_t{assign.max_rows()} * hyper_parameters_.hidden_size * sizeof(float);
+  session.deliver = [router = options_.router](HopMessage message) {
+    return router->DeliverActivations(std::move(message));
+  };
+  options_.listener->SetSession(std::move(session));
+  v1::Loaded loaded;
+  loaded.set_epoch(assign.epoch());
+  loaded.set_weight_bytes(model_->weight_bytes());
+  loaded.set_activation_bytes(model_->activation_bytes());
+  loaded.set_kv_blocks(static_cast<uint32_t>(blocks));
+  loaded.set_kv_bytes_per_block(block_bytes);
+  loaded.set_model_fingerprint(fingerprint_);
+  return loaded;
+}
+
+absl::Status StageHost::ConnectNext() {
+  HopLinkOptions link;
+  link.address = assign_.next_address().empty() ? options_.coordinator_address : assign_.next_address();
+  link.secret = options_.secret;
+  link.epoch = Epoch(assign_.epoch());
+  link.max_queued = assign_.max_in_flight() + 1;
+  link.on_broken = [this, epoch = link.epoch](absl::Status why) { options_.on_failed(epoch, std::move(why)); };
+  link_ = std::make_unique<HopLink>(std::move(link));
+  return link_->WaitConnected(kConnectTimeout);
+}
+
+void StageHost::StartComputing(uint32_t kv_blocks) {
+  StageRunnerOptions runner;
+  runner.epoch = Epoch(assign_.epoch());
+  runner.first = layout_.first;
+  runner.last = layout_.last;
+  runner.hidden_size = hyper_parameters_.hidden_size;
+  runner.max_in_flight = assign_.max_in_flight();
+  runner.limits = {max_rows_, kv_blocks, assign_.block_tokens(), hyper_parameters_.vocabulary_size, context_tokens_};
+  runner_ = std::make_unique<StageRunner>(runner, model_.get(), cache_.get(), inbox_.get(),
+                                          [this](StageOutput output) { return Emit(std::move(output)); });
+  {
+    MutexLock lock(&done_mutex_);
+    counted_ = runner_.get();
+  }
+  compute_ = std::thread([this, epoch = runner.epoch] {
+    const absl::Status status = runner_->Run();
+    if (!status.ok()) options_.on_failed(epoch, status);
+  });
+}
+
+absl::Status StageHost::Activate(const v1::Activate& activate) {
+  if (activate.epoch() != assign_.epoch() || inbox_ == nullptr || compute_.joinable()) {
+    return absl::FailedPreconditionError(absl::StrCat("epoch ", activate.epoch(), " was not assigned"));
+  }
+  const KvCache::Shape shape{assign_.num_layers(), activate.kv_blocks(), assign_.block_tokens(),
+                             hyper_parameters_.num_kv_heads, hyper_parameters_.head_size};
+  ASSIGN_OR_RETURN(cache_, KvCache::Create(shape));
+  RETURN_IF_ERROR(ConnectNext());
+  StartComputing(activate.kv_blocks());
+  return absl::OkStatus();
+}
+
+absl::Status StageHost::Emit(StageOutput output) {
+  HopMessage message = ToHopMessage(std::move(output), send_pool_);
+  message.stamps.back().sent_ns = SteadyNanos();
+  const uint64_t id = message.microbatch.value();
+  if (link_->Send(std::move(message))) return absl::OkStatus();
+  return absl::UnavailableError(absl::StrCat("microbatch ", id, " could not be sent on: the hop is gone or full"));
+}
+
+void StageHost::EndEpoch() {
+  options_.router->Close();
+  options_.listener->ClearSession();
+  if (inbox_ != nullptr) inbox_->Close();
+  if (compute_.joinable()) compute_.join();
+  {
+    MutexLock lock(&done_mutex_);
+    counted_ = nullptr;
+  }
+  runner_.reset();
+  link_.reset();
+  inbox_.reset();
+  cache_.reset();
+}
+
+uint64_t StageHost::microbatches_done() const {
+  MutexLock lock(&done_mutex_);
+  return counted_ == nullptr ? 0 : counted_->microbatches_done();
+}
+
+}  // namespace millrace

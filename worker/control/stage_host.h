@@ -1,0 +1,90 @@
+// One worker's stage through the epochs: loads layers, opens and closes the compute loop and the hop to the next stage.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <thread>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "common/buffer_pool.h"
+#include "common/transport/hop_link.h"
+#include "common/transport/hop_listener.h"
+#include "kernels/backend.h"
+#include "millrace/v1/cluster.pb.h"
+#include "model/gguf_file.h"
+#include "model/hyper_parameters.h"
+#include "worker/control/epoch_router.h"
+#include "worker/kv/kv_cache.h"
+#include "worker/stage/stage_model.h"
+#include "worker/stage/stage_runner.h"
+
+namespace millrace {
+
+struct StageHostOptions {
+  const kernels::Backend* backend = nullptr;
+  HopListener* listener = nullptr;
+  EpochRouter* router = nullptr;
+  std::string secret;
+  std::string coordinator_address;
+  uint64_t kv_memory_bytes = 0;
+  // The epoch cannot go on (the hop broke, an input was at fault). Thread: grpc or compute.
+  std::function<void(Epoch, absl::Status)> on_failed;
+  // Bytes of weights read. Thread: control.
+  std::function<void(uint64_t done, uint64_t total)> on_progress;
+};
+
+// Thread: control, but for microbatches_done().
+class StageHost {
+ public:
+  explicit StageHost(StageHostOptions options);
+  ~StageHost();
+
+  // Opens the model file. Errors as GgufFile::Open and ReadHyperParameters.
+  absl::Status OpenModel(const std::string& path);
+  bool has_model() const { return file_ != nullptr; }
+  const std::string& fingerprint() const { return fingerprint_; }
+
+  // Ends the former epoch, loads the layers unless they are loaded, and says what room there is. Upstream may connect
+  // afterwards. INVALID_ARGUMENT, RESOURCE_EXHAUSTED: this worker cannot hold the stage.
+  absl::StatusOr<v1::Loaded> Assign(const v1::Assign& assign);
+
+  // Allocates the KV cache, connects to the next stage and starts computing. REQUIRES: Assign of this epoch was OK.
+  absl::Status Activate(const v1::Activate& activate);
+
+  void EndEpoch();
+
+  // Thread: any.
+  uint64_t microbatches_done() const;
+
+ private:
+  absl::Status LoadLayers(const v1::Assign& assign);
+  absl::Status ConnectNext();
+  void StartComputing(uint32_t kv_blocks);
+  absl::Status Emit(StageOutput output);
+
+  const StageHostOptions options_;
+  std::unique_ptr<GgufFile> file_;
+  HyperParameters hyper_parameters_;
+  std::string fingerprint_;
+  BufferPool send_pool_;
+
+  // What is loaded; survives epochs.
+  StageLayout layout_;
+  uint32_t max_rows_ = 0;
+  uint32_t context_tokens_ = 0;
+  std::unique_ptr<StageModel> model_;
+
+  // The current epoch.
+  v1::Assign assign_;
+  std::unique_ptr<KvCache> cache_;
+  std::shared_ptr<StageInbox> inbox_;
+  std::unique_ptr<HopLink> link_;
+  std::unique_ptr<StageRunner> runner_;
+  std::thread compute_;
+  mutable Mutex done_mutex_;
+  const StageRunner* counted_ ABSL_GUARDED_BY(done_mutex_) = nullptr;
+};
+
+}  // namespace millrace

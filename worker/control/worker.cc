@@ -1,0 +1,346 @@
+#include "worker/control/worker.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cstdio>
+#include <memory>
+#include <thread>
+#include <utility>
+#include <variant>
+
+#include "absl/strings/str_cat.h"
+#include "common/bounded_queue.h"
+#include "common/log.h"
+#include "common/process.h"
+#include "common/status_macros.h"
+#include "common/transport/channels.h"
+#include "common/transport/secret.h"
+#include "grpcpp/grpcpp.h"
+#include "worker/control/coordinator_session.h"
+#include "worker/control/stage_host.h"
+
+namespace millrace {
+namespace {
+
+struct SessionClosed {
+  absl::Status status;
+};
+struct StopRequested {};
+using WorkerEvent = std::variant<v1::CoordinatorMessage, SessionClosed, StopRequested>;
+
+constexpr size_t kEventCapacity = 256;
+constexpr absl::Duration kProgressInterval = absl::Seconds(1);
+
+// Thread: control (the main thread) unless said otherwise.
+class Worker {
+ public:
+  explicit Worker(const WorkerOptions& options) : options_(options), events_(kEventCapacity) {}
+  ~Worker();
+
+  absl::Status Run();
+
+ private:
+  absl::Status Prepare();
+  absl::Status Listen();
+  void OpenSession();
+  void SendHello();
+  absl::Status Loop();
+  // Empty: go on. Otherwise the worker ends with that status.
+  std::optional<absl::Status> Handle(v1::CoordinatorMessage message);
+  absl::Status OnWelcome(const v1::Welcome& welcome);
+  void OnAssign(const v1::Assign& assign);
+  void OnActivate(const v1::Activate& activate);
+  void OnCoordinatorMessage(v1::CoordinatorMessage message);  // Thread: grpc
+  void SendStageFailed(Epoch epoch, const absl::Status& why);  // Thread: any
+  void StartHeartbeats(absl::Duration interval);
+  void Beat(absl::Duration interval);  // Thread: heartbeat
+
+  const WorkerOptions options_;
+  std::string secret_;
+  std::string ring_address_;
+  uint64_t epoch_ = 0;
+  BoundedQueue<WorkerEvent> events_;
+  std::unique_ptr<kernels::Backend> backend_;
+  EpochRouter router_;
+  std::unique_ptr<HopListener> listener_;
+  std::unique_ptr<grpc::Server> server_;
+  std::unique_ptr<StageHost> host_;
+  std::unique_ptr<CoordinatorSession> session_;
+  BoundedQueue<int> heartbeat_stop_{1};
+  std::thread heartbeat_;
+};
+
+Worker::~Worker() {
+  heartbeat_stop_.Close();
+  if (heartbeat_.joinable()) heartbeat_.join();
+  if (host_ != nullptr) host_->EndEpoch();
+  session_.reset();
+  if (server_ != nullptr) server_->Shutdown(std::chrono::system_clock::now() + std::chrono::milliseconds(200));
+  host_.reset();
+}
+
+absl::Status Worker::Prepare() {
+  RaiseFileLimit();
+  WarnIfConfined(1);
+  secret_ = options_.join_secret;
+  if (!options_.join_secret_file.empty()) {
+    ASSIGN_OR_RETURN(secret_, ReadSecretFile(options_.join_secret_file));
+  }
+  ASSIGN_OR_RETURN(backend_, kernels::MakeCpuBackend(options_.isa));
+  LogInfo("kernels: ", backend_->name(), ", numeric class ", backend_->numeric_class());
+  listener_ = std::make_unique<HopListener>(secret_);
+  StageHostOptions host;
+  host.backend = backend_.get();
+  host.listener = listener_.get();
+  host.router = &router_;
+  host.secret = secret_;
+  host.coordinator_address = options_.coordinator;
+  host.kv_memory_bytes = options_.kv_memory_bytes;
+  host.on_failed = [this](Epoch epoch, absl::Status why) { SendStageFailed(epoch, why); };
+  host.on_progress = [this, last = absl::InfinitePast()](uint64_t done, uint64_t total) mutable {
+    const absl::Time now = Clock::Steady().Now();
+    if (done < total && now - last < kProgressInterval) return;
+    last = now;
+    LogInfo("loading: ", FormatBytes(done), " of ", FormatBytes(total));
+    v1::WorkerMessage message;
+    message.mutable_load_progress()->set_epoch(epoch_);
+    message.mutable_load_progress()->set_bytes_done(done);
+    message.mutable_load_progress()->set_bytes_total(total);
+    session_->Send(std::move(message));
+  };
+  host_ = std::make_unique<StageHost>(std::move(host));
+  if (!options_.model.empty()) RETURN_IF_ERROR(host_->OpenModel(options_.model));
+  return absl::OkStatus();
+}
+
+absl::Status Worker::Listen() {
+  ASSIGN_OR_RETURN(const HostPort coordinator, ParseHostPort(options_.coordinator));
+  HostPort address;
+  if (options_.listen.empty()) {
+    ASSIGN_OR_RETURN(address.host, SourceAddressTowards(coordinator));
+  } else {
+    ASSIGN_OR_RETURN(address, ParseHostPort(options_.listen));
+  }
+  grpc::ServerBuilder builder;
+  // A hop's own limit is checked per frame; this one only has to be above it.
+  ConfigureServer(builder, size_t{1} << 30);
+  int port = 0;
+  builder.AddListeningPort(address.ToString(), grpc::InsecureServerCredentials(), &port);
+  builder.RegisterService(listener_->service());
+  server_ = builder.BuildAndStart();
+  if (server_ == nullptr || port == 0) {
+    return absl::UnavailableError(
+        absl::StrCat("cannot listen on ", address.ToString(), ": the port is in use, or not an address of this host"));
+  }
+  address.port = static_cast<uint16_t>(port);
+  std::printf("listening on %s\n", address.ToString().c_str());
+  std::fflush(stdout);
+  if (!options_.advertise.empty()) {
+    address.host = options_.advertise;
+  } else if (IsAnyAddress(address.host)) {
+    ASSIGN_OR_RETURN(address.host, SourceAddressTowards(coordinator));
+  }
+  ring_address_ = address.ToString();
+  return absl::OkStatus();
+}
+
+void Worker::OpenSession() {
+  CoordinatorSessionCallbacks callbacks;
+  callbacks.on_message = [this](v1::CoordinatorMessage message) { OnCoordinatorMessage(std::move(message)); };
+  callbacks.on_closed = [this](absl::Status status) { events_.Push(SessionClosed{std::move(status)}); };
+  session_ = std::make_unique<CoordinatorSession>(options_.coordinator, std::move(callbacks));
+}
+
+void Worker::SendHello() {
+  v1::WorkerMessage message;
+  v1::Hello* hello = message.mutable_hello();
+  hello->set_version(kVersion);
+  hello->set_secret(secret_);
+  hello->set_ring_address(ring_address_);
+  hello->set_model_fingerprint(host_->fingerprint());
+  if (options_.stage.has_value()) hello->set_stage(*options_.stage);
+  hello->set_numeric_class(backend_->numeric_class());
+  hello->set_memory_bytes(AvailableMemoryBytes());
+  hello->set_kv_memory_bytes(options_.kv_memory_bytes);
+  hello->set_threads(1);
+  hello->set_process_id(static_cast<uint64_t>(getpid()));
+  hello->set_host(HostName());
+  session_->Send(std::move(message));
+}
+
+void Worker::OnCoordinatorMessage(v1::CoordinatorMessage message) {
+  if (message.has_plan()) {
+    const absl::Status status = router_.DeliverPlan(message.plan());
+    if (!status.ok()) SendStageFailed(Epoch(message.plan().epoch()), status);
+    return;
+  }
+  events_.Push(std::move(message));
+}
+
+void Worker::SendStageFailed(Epoch epoch, const absl::Status& why) {
+  LogWarning("epoch ", epoch.value(), " cannot go on: ", why.message());
+  v1::WorkerMessage message;
+  message.mutable_stage_failed()->set_epoch(epoch.value());
+  message.mutable_stage_failed()->set_message(std::string(why.message()));
+  session_->Send(std::move(message));
+}
+
+void Worker::StartHeartbeats(absl::Duration interval) {
+  if (heartbeat_.joinable()) return;
+  heartbeat_ = std::thread([this, interval] { Beat(interval); });
+}
+
+void Worker::Beat(absl::Duration interval) {
+  while (!heartbeat_stop_.closed()) {
+    v1::WorkerMessage message;
+    message.mutable_heartbeat()->set_microbatches_done(host_->microbatches_done());
+    session_->Send(std::move(message));
+    heartbeat_stop_.Pop(interval);
+  }
+}
+
+absl::Status Worker::OnWelcome(const v1::Welcome& welcome) {
+  SetLogName(absl::StrCat("worker ", welcome.worker_id()));
+  if (!host_->has_model()) {
+    const absl::Status status = host_->OpenModel(welcome.model_path());
+    if (!status.ok()) {
+      return absl::Status(status.code(), absl::StrCat(status.message(),
+                                                      " (the coordinator's path; give this host's with --model)"));
+    }
+    if (host_->fingerprint() != welcome.model_fingerprint()) {
+      return absl::FailedPreconditionError(
+          absl::StrCat(welcome.model_path(), " on this host is another model than the coordinator's: fingerprint ",
+                       host_->fingerprint(), ", expected ", welcome.model_fingerprint()));
+    }
+  }
+  LogInfo("joined ", options_.coordinator, " as worker ", welcome.worker_id());
+  StartHeartbeats(absl::Milliseconds(std::max(welcome.heartbeat_millis(), 10u)));
+  return absl::OkStatus();
+}
+
+void Worker::OnAssign(const v1::Assign& assign) {
+  epoch_ = assign.epoch();
+  LogInfo("epoch ", assign.epoch(), ": stage ", assign.stage(), " of ", assign.num_stages(), ", layers ",
+          assign.first_layer(), " to ", assign.first_layer() + assign.num_layers() - 1);
+  v1::WorkerMessage answer;
+  absl::StatusOr<v1::Loaded> loaded = host_->Assign(assign);
+  if (loaded.ok()) {
+    *answer.mutable_loaded() = *std::move(loaded);
+  } else {
+    LogError("cannot hold this stage: ", loaded.status().message());
+    answer.mutable_assign_failed()->set_epoch(assign.epoch());
+    answer.mutable_assign_failed()->set_message(std::string(loaded.status().message()));
+  }
+  session_->Send(std::move(answer));
+}
+
+void Worker::OnActivate(const v1::Activate& activate) {
+  const absl::Status status = host_->Activate(activate);
+  if (!status.ok()) return SendStageFailed(Epoch(activate.epoch()), status);
+  v1::WorkerMessage answer;
+  answer.mutable_ready()->set_epoch(activate.epoch());
+  session_->Send(std::move(answer));
+}
+
+std::optional<absl::Status> Worker::Handle(v1::CoordinatorMessage message) {
+  switch (message.message_case()) {
+    case v1::CoordinatorMessage::kWelcome: {
+      const absl::Status status = OnWelcome(message.welcome());
+      if (!status.ok()) return status;
+      break;
+    }
+    case v1::CoordinatorMessage::kAssign:
+      if (!host_->has_model()) return absl::InternalError("the coordinator assigned a stage before its welcome");
+      OnAssign(message.assign());
+      break;
+    case v1::CoordinatorMessage::kActivate:
+      OnActivate(message.activate());
+      break;
+    case v1::CoordinatorMessage::kShutdown:
+      LogInfo("the coordinator ends the cluster: ", message.shutdown().reason());
+      return absl::OkStatus();
+    default:
+      break;
+  }
+  return std::nullopt;
+}
+
+absl::Status Worker::Loop() {
+  while (std::optional<WorkerEvent> event = events_.Pop()) {
+    if (auto* message = std::get_if<v1::CoordinatorMessage>(&*event)) {
+      if (std::optional<absl::Status> end = Handle(std::move(*message))) return *end;
+    } else if (auto* closed = std::get_if<SessionClosed>(&*event)) {
+      if (closed->status.ok()) return absl::UnavailableError("the coordinator ended the control stream");
+      return absl::Status(closed->status.code(), absl::StrCat("coordinator ", options_.coordinator, ": ",
+                                                              closed->status.message()));
+    } else {
+      LogInfo("stopping");
+      v1::WorkerMessage goodbye;
+      goodbye.mutable_goodbye();
+      session_->Send(std::move(goodbye));
+      session_->Close();
+      return absl::OkStatus();
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Worker::Run() {
+  std::atomic<bool> stop{false};
+  SignalWatcher signals([&](int) {
+    stop = true;
+    events_.Push(StopRequested{});
+  });
+  RETURN_IF_ERROR(Prepare());
+  RETURN_IF_ERROR(Listen());
+  const absl::Status reached =
+      WaitForCoordinator(options_.coordinator, options_.join_timeout, [&](absl::Duration waited) {
+        LogInfo("waiting for the coordinator at ", options_.coordinator, " (",
+                absl::FormatDuration(absl::Trunc(waited, absl::Seconds(1))), ")");
+        return !stop.load();
+      });
+  if (stop) return absl::OkStatus();
+  RETURN_IF_ERROR(reached);
+  OpenSession();
+  SendHello();
+  return Loop();
+}
+
+}  // namespace
+
+void WorkerFlags::DeclareLocal(OptionSet& set) {
+  set.AddString("isa", &options.isa, "NAME", "instruction set of the kernels: auto, portable, avx2, avx512");
+  set.AddBytes("kv-memory", &options.kv_memory_bytes, "most memory for a worker's KV cache");
+  set.AddDuration("join-timeout", &options.join_timeout, "how long a worker waits for the coordinator to answer");
+}
+
+void WorkerFlags::DeclareJoin(OptionSet& set) {
+  set.AddString("coordinator", &options.coordinator, "HOST:PORT", "the coordinator's --cluster-listen address");
+  set.AddString("listen", &options.listen, "HOST:PORT",
+                "where other workers send activations; default: this host's address towards the coordinator, any port");
+  set.AddString("advertise", &options.advertise, "HOST",
+                "the name or address other workers use for this host; default: the one listened on");
+  set.AddString("model", &options.model, "PATH", "the model file on this host; default: the coordinator's path");
+  set.AddInt("stage", &stage, -1, 1 << 20, "the stage to hold; -1: the first that is free");
+  set.AddString("join-secret-file", &options.join_secret_file, "FILE", "one line that coordinator and workers share");
+}
+
+absl::StatusOr<WorkerOptions> WorkerFlags::Finish() const {
+  WorkerOptions result = options;
+  if (result.coordinator.empty()) return absl::InvalidArgumentError("--coordinator HOST:PORT is required");
+  const absl::StatusOr<HostPort> address = ParseHostPort(result.coordinator);
+  if (!address.ok()) return absl::InvalidArgumentError(absl::StrCat("--coordinator: ", address.status().message()));
+  if (!result.listen.empty()) {
+    const absl::StatusOr<HostPort> listen = ParseHostPort(result.listen);
+    if (!listen.ok()) return absl::InvalidArgumentError(absl::StrCat("--listen: ", listen.status().message()));
+  }
+  if (stage >= 0) result.stage = static_cast<uint32_t>(stage);
+  return result;
+}
+
+absl::Status RunWorker(const WorkerOptions& options) { return Worker(options).Run(); }
+
+}  // namespace millrace

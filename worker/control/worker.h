@@ -1,0 +1,44 @@
+// A worker process: joins a coordinator, holds a stage, serves hops, and leaves.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "common/options.h"
+
+namespace millrace {
+
+struct WorkerOptions {
+  std::string coordinator;       // host:port
+  std::string listen;            // host:port; empty: the address towards the coordinator, any port
+  std::string advertise;         // host other workers use; empty: the listening one
+  std::string model;             // empty: the coordinator's path
+  std::optional<uint32_t> stage;
+  std::string join_secret_file;
+  std::string join_secret;       // used if there is no file
+  std::string isa = "auto";
+  uint64_t kv_memory_bytes = uint64_t{1} << 30;
+  absl::Duration join_timeout = absl::Seconds(60);
+};
+
+// The flags of millrace-worker; `stage` is -1 for "any".
+struct WorkerFlags {
+  WorkerOptions options;
+  int64_t stage = -1;
+  // Flags of the machine: kernels, memory.
+  void DeclareLocal(OptionSet& set);
+  // Flags of where to join, which mpirun's ranks learn from each other instead.
+  void DeclareJoin(OptionSet& set);
+  // What the flags' own ranges do not say. INVALID_ARGUMENT.
+  absl::StatusOr<WorkerOptions> Finish() const;
+};
+
+// Runs until the coordinator ends the cluster (OK), a signal comes (OK), or something fails. Thread: main; call before other
+// threads are started.
+absl::Status RunWorker(const WorkerOptions& options);
+
+}  // namespace millrace

@@ -1,0 +1,69 @@
+#include "worker/stage/stage_runner.h"
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/time.h"
+#include "common/clock.h"
+#include "common/status_macros.h"
+
+namespace millrace {
+
+int64_t SteadyNanos() { return absl::ToUnixNanos(Clock::Steady().Now()); }
+
+StageRunner::StageRunner(const StageRunnerOptions& options, StageModel* model, KvCache* cache, StageInbox* inbox,
+                         Emit emit)
+    : options_(options),
+      model_(model),
+      cache_(cache),
+      inbox_(inbox),
+      emit_(std::move(emit)),
+      joiner_({options.epoch, options.first, options.max_in_flight}) {}
+
+absl::Status StageRunner::Run() {
+  while (std::optional<StageInput> input = inbox_->Pop()) {
+    RETURN_IF_ERROR(joiner_.Add(*std::move(input)));
+    while (std::optional<JoinedMicrobatch> joined = joiner_.Next()) RETURN_IF_ERROR(RunOne(*std::move(joined)));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status StageRunner::CheckActivations(const HopMessage& message) const {
+  const size_t expected = size_t{message.rows} * options_.hidden_size * sizeof(float);
+  if (message.kind != HopKind::kActivations || message.payload == nullptr || message.payload->size != expected) {
+    return absl::InvalidArgumentError(absl::StrCat("microbatch ", message.microbatch.value(), ": ",
+                                                   message.payload == nullptr ? 0 : message.payload->size,
+                                                   " bytes of activations, expected ", expected));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status StageRunner::RunOne(JoinedMicrobatch joined) {
+  RETURN_IF_ERROR(CheckBatch(joined.batch, options_.limits));
+  StageOutput output;
+  absl::Span<const float> input;
+  if (joined.activations.has_value()) {
+    RETURN_IF_ERROR(CheckActivations(*joined.activations));
+    output.stamps = std::move(joined.activations->stamps);
+    input = absl::MakeConstSpan(joined.activations->payload->floats(), joined.activations->payload->num_floats());
+  }
+  StageStamp stamp;
+  stamp.received_ns = joined.received_ns;
+  stamp.started_ns = SteadyNanos();
+  const absl::Span<const float> activations = model_->Run(joined.batch, input, *cache_);
+  if (options_.last) {
+    output.results = model_->Sample(joined.batch);
+  } else {
+    output.activations = activations;
+  }
+  stamp.ended_ns = SteadyNanos();
+  output.epoch = joined.batch.epoch;
+  output.microbatch = joined.batch.id;
+  output.rows = joined.batch.rows();
+  output.stamps.push_back(stamp);
+  RETURN_IF_ERROR(emit_(std::move(output)));
+  done_.fetch_add(1, std::memory_order_relaxed);
+  return absl::OkStatus();
+}
+
+}  // namespace millrace
