@@ -1,7 +1,9 @@
 // The chat template of a model file: a Jinja program run by a small interpreter of ours, limited in steps and size.
 #pragma once
 
+#include <ctime>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -20,6 +22,7 @@ struct ChatTemplateOptions {
   std::string bos_text;
   std::string eos_text;
   bool add_generation_prompt = true;
+  std::optional<std::tm> local_time;  // what templates that print the date see; absent: the clock and zone of the system
 };
 
 struct RenderedChat {
