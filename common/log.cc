@@ -2,6 +2,7 @@
 
 #include <unistd.h>
 
+#include "absl/strings/ascii.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "common/mutex.h"
@@ -34,7 +35,12 @@ void LogLine(LogSeverity severity, absl::string_view message) {
     MutexLock lock(&Name().mutex);
     absl::StrAppend(&line, "[", Name().name, "] ");
   }
-  absl::StrAppend(&line, kSeverity[static_cast<int>(severity)], message, "\n");
+  absl::StrAppend(&line, kSeverity[static_cast<int>(severity)], message);
+  // A message may quote a peer: it stays one line, and moves no cursor.
+  for (char& c : line) {
+    if (absl::ascii_iscntrl(static_cast<unsigned char>(c))) c = ' ';
+  }
+  line.push_back('\n');
   // A log line that cannot be written has nowhere else to go.
   [[maybe_unused]] const ssize_t written = write(STDERR_FILENO, line.data(), line.size());
 }
