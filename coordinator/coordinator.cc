@@ -64,15 +64,25 @@ absl::StatusOr<LoadedModel> LoadModel(const std::string& path) {
   return model;
 }
 
+double Elements(const TensorInfo& matrix) {
+  return static_cast<double>(matrix.shape[0]) * static_cast<double>(matrix.shape[1]);
+}
+
 absl::StatusOr<std::vector<LayerRange>> ChoosePlacement(const CoordinatorOptions& options, const LoadedModel& model) {
   const uint32_t num_layers = model.hyper_parameters.num_layers;
   if (!options.layers.empty()) return PlaceByCounts(options.layers, num_layers, options.stages);
   LayerCosts costs;
   for (uint32_t layer = 0; layer < num_layers; ++layer) {
-    costs.layers.push_back(static_cast<double>(StageWeightBytes(*model.file, layer, 1, false, false)));
+    const LayerTensors tensors = FindLayerTensors(*model.file, layer);
+    double elements = 0;
+    for (const TensorInfo* matrix : {tensors.attn_q, tensors.attn_k, tensors.attn_v, tensors.attn_output,
+                                     tensors.ffn_gate, tensors.ffn_up, tensors.ffn_down}) {
+      elements += Elements(*matrix);
+    }
+    costs.layers.push_back(elements);
   }
-  // A decode reads the whole output matrix, but one row of the embedding.
-  costs.last_stage = static_cast<double>(FindEndTensors(*model.file).output->bytes.size());
+  // A decode multiplies by the whole output matrix, but looks up one row of the embedding.
+  costs.last_stage = Elements(*FindEndTensors(*model.file).output);
   return PlaceLayers(costs, options.stages);
 }
 

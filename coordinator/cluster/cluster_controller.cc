@@ -82,6 +82,8 @@ void ClusterController::RunLoop() {
     for (const ClusterAction& action : state_.TakeActions()) CarryOut(action);
     PublishState();
   }
+  // Only now: workers that still run would take the end of their hop for a failure.
+  listener_->ClearSession();
   for (auto& [id, session] : sessions_) session->End(absl::UnavailableError("the coordinator has stopped"));
   // Sessions that end later find a closed queue.
   events_.Close();
@@ -110,7 +112,6 @@ void ClusterController::Handle(Event event) {
 void ClusterController::BeginStop(const StopAsked& stop) {
   stop_until_ = stop.until;
   engine_->SetState(PipelineState::kStopping, stop.reason);
-  listener_->ClearSession();
   for (auto& [id, session] : sessions_) {
     v1::CoordinatorMessage message;
     message.mutable_shutdown()->set_reason(stop.reason);

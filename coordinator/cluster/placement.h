@@ -14,7 +14,7 @@ struct LayerRange {
   friend bool operator==(const LayerRange& a, const LayerRange& b) { return a.first == b.first && a.count == b.count; }
 };
 
-// What a stage costs, in any one unit: weights read per token serve.
+// What a stage costs, in any one unit: elements of the matrices that a token is multiplied by serve.
 struct LayerCosts {
   std::vector<double> layers;  // each at least 0
   double first_stage = 0;      // in addition: embedding

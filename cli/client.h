@@ -1,0 +1,89 @@
+// What the subcommands of `millrace` share: the connection, errors, requests from flags.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/strings/string_view.h"
+#include "absl/time/time.h"
+#include "common/options.h"
+#include "google/protobuf/message.h"
+#include "grpcpp/grpcpp.h"
+#include "millrace/v1/control.grpc.pb.h"
+#include "millrace/v1/inference.grpc.pb.h"
+
+namespace millrace::cli {
+
+// Flags of every subcommand.
+struct ServerFlags {
+  std::string server = "127.0.0.1:50051";
+  bool json = false;
+  void Declare(OptionSet& set);
+};
+
+// Connections to one server.
+struct Client {
+  explicit Client(const std::string& server);
+  std::shared_ptr<grpc::Channel> channel;
+  std::unique_ptr<v1::Inference::Stub> inference;
+  std::unique_ptr<v1::Control::Stub> control;
+};
+
+// Prints one line on standard error (code, message, reason, whether to retry) and gives the exit code; 0 for OK.
+int ReportStatus(const grpc::Status& status, const std::string& server);
+
+// Prints a usage error and gives its exit code.
+int ReportUsage(absl::string_view command, const absl::Status& status);
+
+// One line of JSON, fields as in the proto.
+std::string ToJson(const google::protobuf::Message& message);
+
+// Flags that make a GenerateRequest.
+class GenerateFlags {
+ public:
+  void Declare(OptionSet& set);
+  void Fill(v1::GenerateRequest& request) const;
+  absl::Duration timeout() const { return timeout_; }
+
+ private:
+  int64_t max_tokens_ = 0;
+  int64_t min_tokens_ = 0;
+  double temperature_ = -1;
+  int64_t top_k_ = 0;
+  double top_p_ = 1;
+  double min_p_ = 0;
+  double repetition_penalty_ = 1;
+  double presence_penalty_ = 0;
+  double frequency_penalty_ = 0;
+  int64_t seed_ = -1;
+  int64_t logprobs_ = -1;
+  std::string stop_;
+  std::string request_id_;
+  bool ignore_eos_ = false;
+  absl::Duration timeout_ = absl::ZeroDuration();
+};
+
+struct StreamOutcome {
+  grpc::Status status;
+  std::string text;       // all of the answer
+  v1::Finished finished;  // if the status is OK
+};
+
+// Runs a request, calling `on_event` for each event. Ctrl-C cancels it.
+StreamOutcome RunGenerate(Client& client, const v1::GenerateRequest& request, absl::Duration timeout,
+                          const std::function<void(const v1::GenerateEvent&)>& on_event);
+
+// One line about a finished request: tokens, speed, times.
+std::string Summary(const v1::Finished& finished);
+
+// The subcommands. `args` without the program's and the subcommand's names; the exit code.
+int GenerateCommand(const std::vector<std::string>& args);
+int ChatCommand(const std::vector<std::string>& args);
+int TokenizeCommand(const std::vector<std::string>& args);
+int StatusCommand(const std::vector<std::string>& args);
+
+}  // namespace millrace::cli

@@ -1,0 +1,53 @@
+// millrace: the client program.
+#include <cstdio>
+#include <string>
+#include <vector>
+
+#include "cli/client.h"
+#include "common/log.h"
+#include "common/options.h"
+
+namespace {
+
+struct Command {
+  const char* name;
+  const char* help;
+  int (*run)(const std::vector<std::string>&);
+};
+
+constexpr Command kCommands[] = {
+    {"generate", "continue a text, token by token", millrace::cli::GenerateCommand},
+    {"chat", "talk to the model", millrace::cli::ChatCommand},
+    {"tokenize", "show the tokens of a text", millrace::cli::TokenizeCommand},
+    {"status", "show server, model, load and stages", millrace::cli::StatusCommand},
+};
+
+void PrintUsage(std::FILE* out) {
+  std::fputs("usage: millrace COMMAND [options]\n\nTalks to a Millrace cluster.\n\n", out);
+  for (const Command& command : kCommands) std::fprintf(out, "  %-10s %s\n", command.name, command.help);
+  std::fputs("\nmillrace COMMAND --help tells the options of each.\n", out);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  millrace::SetLogName("millrace");
+  const std::vector<std::string> args(argv + 1, argv + argc);
+  if (args.empty()) {
+    PrintUsage(stderr);
+    return millrace::kExitUsage;
+  }
+  if (args[0] == "--help" || args[0] == "-h" || args[0] == "help") {
+    PrintUsage(stdout);
+    return millrace::kExitOk;
+  }
+  if (args[0] == "--version") {
+    std::printf("millrace %s\n", millrace::kVersion);
+    return millrace::kExitOk;
+  }
+  for (const Command& command : kCommands) {
+    if (args[0] == command.name) return command.run({args.begin() + 1, args.end()});
+  }
+  std::fprintf(stderr, "millrace: unknown command '%s'; see millrace --help\n", args[0].c_str());
+  return millrace::kExitUsage;
+}

@@ -1,0 +1,133 @@
+#include <cstdio>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/time/clock.h"
+#include "cli/client.h"
+#include "common/clock.h"
+
+namespace millrace::cli {
+namespace {
+
+constexpr absl::Duration kPoll = absl::Milliseconds(100);
+constexpr absl::Duration kCallTimeout = absl::Seconds(5);
+
+struct Answers {
+  v1::GetServerInfoResponse server;
+  v1::GetModelInfoResponse model;
+  v1::GetLoadResponse load;
+};
+
+std::chrono::system_clock::time_point CallDeadline() {
+  return std::chrono::system_clock::now() + absl::ToChronoMilliseconds(kCallTimeout);
+}
+
+grpc::Status Ask(Client& client, Answers& answers) {
+  grpc::ClientContext server, model, load;
+  for (grpc::ClientContext* context : {&server, &model, &load}) context->set_deadline(CallDeadline());
+  grpc::Status status = client.control->GetServerInfo(&server, {}, &answers.server);
+  if (status.ok()) status = client.control->GetModelInfo(&model, {}, &answers.model);
+  if (status.ok()) status = client.control->GetLoad(&load, {}, &answers.load);
+  return status;
+}
+
+const char* StateName(v1::GetServerInfoResponse::State state) {
+  switch (state) {
+    case v1::GetServerInfoResponse::STATE_WAITING_FOR_WORKERS:
+      return "waiting for workers";
+    case v1::GetServerInfoResponse::STATE_LOADING:
+      return "loading";
+    case v1::GetServerInfoResponse::STATE_SERVING:
+      return "serving";
+    case v1::GetServerInfoResponse::STATE_STOPPING:
+      return "stopping";
+    default:
+      return "unknown";
+  }
+}
+
+// Asks until the server serves. Progress goes to standard error whenever it changes.
+grpc::Status WaitUntilServing(Client& client, absl::Duration timeout, Answers& answers) {
+  const absl::Time deadline = Clock::Steady().Now() + timeout;
+  std::string said;
+  while (true) {
+    const grpc::Status status = Ask(client, answers);
+    if (status.ok() && answers.server.state() == v1::GetServerInfoResponse::STATE_SERVING) return status;
+    const std::string now = status.ok() ? absl::StrCat(StateName(answers.server.state()), ": ",
+                                                       answers.server.state_detail())
+                                        : "no answer yet";
+    if (now != said) std::fprintf(stderr, "%s\n", now.c_str());
+    said = now;
+    if (Clock::Steady().Now() >= deadline) {
+      return grpc::Status(grpc::StatusCode::DEADLINE_EXCEEDED,
+                          absl::StrCat("not serving after ", absl::FormatDuration(timeout), " (", said, ")"));
+    }
+    absl::SleepFor(kPoll);
+  }
+}
+
+double Seconds(const google::protobuf::Duration& duration) {
+  return static_cast<double>(duration.seconds()) + duration.nanos() * 1e-9;
+}
+
+void PrintStages(const v1::GetLoadResponse& load) {
+  std::printf("\n%-6s %-10s %12s %12s %12s %8s  %s\n", "stage", "layers", "weights", "KV cache", "activations",
+              "busy", "worker");
+  for (const v1::StageLoad& stage : load.stages()) {
+    const std::string layers =
+        absl::StrCat(stage.first_layer(), "-", stage.first_layer() + stage.num_layers() - 1);
+    std::printf("%-6u %-10s %12s %12s %12s %7.1f%%  %s, %s\n", stage.stage(), layers.c_str(),
+                FormatBytes(stage.weight_bytes()).c_str(), FormatBytes(stage.kv_bytes()).c_str(),
+                FormatBytes(stage.activation_bytes()).c_str(), stage.busy_share() * 100, stage.worker().c_str(),
+                stage.numeric_class().c_str());
+  }
+}
+
+void Print(const Answers& answers) {
+  const v1::GetLoadResponse& load = answers.load;
+  std::printf("server     Millrace %s, %s%s%s, up %.0f s\n", answers.server.version().c_str(),
+              StateName(answers.server.state()), answers.server.state_detail().empty() ? "" : ": ",
+              answers.server.state_detail().c_str(), Seconds(answers.server.uptime()));
+  std::printf("model      %s (%s), %u layers, context %u, weights %s, KV %s per token\n", answers.model.name().c_str(),
+              answers.model.architecture().c_str(), answers.model.layers(), answers.model.context_tokens(),
+              FormatBytes(answers.model.weight_bytes()).c_str(),
+              FormatBytes(answers.model.kv_bytes_per_token()).c_str());
+  std::printf("requests   %u running, %u queued, %lu finished, %lu failed\n", load.running_requests(),
+              load.queued_requests(), static_cast<unsigned long>(load.requests_finished_total()),
+              static_cast<unsigned long>(load.requests_failed_total()));
+  std::printf("tokens     %lu prompt, %lu generated\n", static_cast<unsigned long>(load.prompt_tokens_total()),
+              static_cast<unsigned long>(load.generated_tokens_total()));
+  std::printf("KV cache   %u of %u blocks of %u tokens in use\n", load.kv_blocks_used(), load.kv_blocks_total(),
+              load.kv_block_tokens());
+  if (load.stages_size() > 0) PrintStages(load);
+}
+
+}  // namespace
+
+int StatusCommand(const std::vector<std::string>& args) {
+  ServerFlags flags;
+  absl::Duration wait = absl::ZeroDuration();
+  OptionSet set("millrace status", "[options]", "Shows the server, the model, the load and the stages.");
+  flags.Declare(set);
+  set.AddDuration("wait", &wait, "wait until the server serves, at most so long");
+  const auto outcome = set.Parse(args, nullptr);
+  if (!outcome.ok()) return ReportUsage("status", outcome.status());
+  if (*outcome == OptionSet::Outcome::kHelpShown) return kExitOk;
+  Client client(flags.server);
+  Answers answers;
+  const grpc::Status status =
+      wait > absl::ZeroDuration() ? WaitUntilServing(client, wait, answers) : Ask(client, answers);
+  if (!status.ok()) return ReportStatus(status, flags.server);
+  if (flags.json) {
+    std::printf("{\"server\": %s, \"model\": %s, \"load\": %s}\n", ToJson(answers.server).c_str(),
+                ToJson(answers.model).c_str(), ToJson(answers.load).c_str());
+  } else {
+    Print(answers);
+  }
+  return kExitOk;
+}
+
+}  // namespace millrace::cli

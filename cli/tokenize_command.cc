@@ -1,0 +1,44 @@
+#include <cstdio>
+#include <iostream>
+#include <iterator>
+#include <string>
+#include <vector>
+
+#include "absl/strings/escaping.h"
+#include "absl/strings/str_join.h"
+#include "cli/client.h"
+
+namespace millrace::cli {
+
+int TokenizeCommand(const std::vector<std::string>& args) {
+  ServerFlags flags;
+  bool literal = false;
+  OptionSet set("millrace tokenize", "[options] TEXT   (TEXT - reads standard input)",
+                "Shows the tokens of a text: id and bytes, one a line.");
+  flags.Declare(set);
+  set.AddBool("literal", &literal, "control tokens spelt out in the text are plain text");
+  std::vector<std::string> words;
+  const auto outcome = set.Parse(args, &words);
+  if (!outcome.ok()) return ReportUsage("tokenize", outcome.status());
+  if (*outcome == OptionSet::Outcome::kHelpShown) return kExitOk;
+  if (words.empty()) return ReportUsage("tokenize", absl::InvalidArgumentError("a TEXT is needed; see --help"));
+  v1::TokenizeRequest request;
+  request.set_text(absl::StrJoin(words, " "));
+  if (request.text() == "-") request.mutable_text()->assign(std::istreambuf_iterator<char>(std::cin), {});
+  if (literal) request.set_parse_special(false);
+  Client client(flags.server);
+  grpc::ClientContext context;
+  v1::TokenizeResponse response;
+  const grpc::Status status = client.inference->Tokenize(&context, request, &response);
+  if (!status.ok()) return ReportStatus(status, flags.server);
+  if (flags.json) {
+    std::puts(ToJson(response).c_str());
+    return kExitOk;
+  }
+  for (int i = 0; i < response.token_ids_size(); ++i) {
+    std::printf("%6u  %s\n", response.token_ids(i), absl::Utf8SafeCEscape(response.tokens(i)).c_str());
+  }
+  return kExitOk;
+}
+
+}  // namespace millrace::cli
