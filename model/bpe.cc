@@ -2,13 +2,12 @@
 
 #include <algorithm>
 #include <cstddef>
-#include <functional>
 #include <optional>
-#include <queue>
 
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
 #include "model/byte_alphabet.h"
+#include "model/merge_queue.h"
 
 namespace millrace {
 namespace {
@@ -146,39 +145,30 @@ void BytePairEncoder::MergeLong(std::vector<Symbol>* symbols) const {
   // others.
   const uint32_t count = static_cast<uint32_t>(symbols->size());
   std::vector<uint32_t> next(count), previous(count);
-  // rank << 32 | position of the left symbol, lowest first. An entry is stale if the pair there has another
-  // rank by now.
-  std::vector<uint64_t> candidates;
-  const auto candidate = [&](uint32_t left, uint32_t right) {
-    const Merge merge = FindMerge((*symbols)[left], (*symbols)[right]);
-    return merge.rank == kNoRank ? std::nullopt : std::optional<uint64_t>(uint64_t{merge.rank} << 32 | left);
+  MergeQueue queue;
+  const auto push = [&](uint32_t left, uint32_t right) {
+    const Symbol left_symbol = (*symbols)[left], right_symbol = (*symbols)[right];
+    const Merge merge = FindMerge(left_symbol, right_symbol);
+    if (merge.rank != kNoRank) queue.Push({merge.rank, left_symbol, right_symbol, merge.result}, left);
   };
   for (uint32_t i = 0; i < count; ++i) {
     previous[i] = i == 0 ? kEnd : i - 1;
     next[i] = i + 1 == count ? kEnd : i + 1;
-    if (next[i] == kEnd) continue;
-    if (const auto entry = candidate(i, i + 1)) candidates.push_back(*entry);
+    if (next[i] != kEnd) push(i, i + 1);
   }
-  std::priority_queue<uint64_t, std::vector<uint64_t>, std::greater<uint64_t>> queue(std::greater<uint64_t>(),
-                                                                                     std::move(candidates));
-  while (!queue.empty()) {
-    const uint64_t entry = queue.top();
-    queue.pop();
-    const uint32_t left = static_cast<uint32_t>(entry);
+  while (const std::optional<MergeCandidate> candidate = queue.Pop()) {
+    const auto& [rule, left] = *candidate;
     const uint32_t right = next[left];
-    if ((*symbols)[left] == kNoSymbol || right == kEnd) continue;
-    const Merge merge = FindMerge((*symbols)[left], (*symbols)[right]);
-    if (merge.rank != entry >> 32) continue;
-    (*symbols)[left] = merge.result;
+    // Stale: another merge took one of the two.
+    if (right == kEnd || (*symbols)[left] != rule.left || (*symbols)[right] != rule.right) continue;
+    (*symbols)[left] = rule.result;
     (*symbols)[right] = kNoSymbol;
     next[left] = next[right];
     if (next[left] != kEnd) {
       previous[next[left]] = left;
-      if (const auto after = candidate(left, next[left])) queue.push(*after);
+      push(left, next[left]);
     }
-    if (previous[left] != kEnd) {
-      if (const auto before = candidate(previous[left], left)) queue.push(*before);
-    }
+    if (previous[left] != kEnd) push(previous[left], left);
   }
   symbols->erase(std::remove(symbols->begin(), symbols->end(), kNoSymbol), symbols->end());
 }
