@@ -5,12 +5,13 @@
 // infinity come out as they should.
 #pragma once
 
+#include "kernels/cpu/inline.h"
 #include "kernels/cpu/vec.h"
 
 namespace millrace::kernels::cpu {
 
 template <class V>
-inline V Exp(V x) {
+MILLRACE_KERNEL_INLINE V Exp(V x) {
   // Adding 1.5 * 2^23 rounds to an integer, which then sits in the low bits of the sum.
   const V shift = V::Set1(12582912.0f);
   x = Max(V::Set1(-110.0f), Min(V::Set1(100.0f), x));

@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/cpu/inline.h"
 #include "kernels/cpu/tile_sizes.h"
 #include "kernels/cpu/vec.h"
 #include "kernels/cpu/weight_reader.h"
@@ -16,9 +17,26 @@ namespace millrace::kernels::cpu {
 // Rows of x that share one dequantised panel: enough to make dequantising cheap, few enough to stay in the L2
 // cache.
 inline constexpr size_t kRowBlock = 64;
+inline constexpr size_t kCacheLine = 64;
+// Columns of x and of the panel that a tile goes through for one register part before it does so for the
+// next.
+inline constexpr size_t kPartDepth = 384;
+
+// A tile's rows of x, [rows, k], and the dequantised weight rows, [kPanelColumns, panel_stride] with zeros
+// after column k.
+struct PanelOperands {
+  const float* x;
+  size_t k;
+  const float* panel;
+  size_t panel_stride;
+};
+
+MILLRACE_KERNEL_INLINE size_t PanelStride(size_t k) {
+  return (k + kVecLanes - 1) / kVecLanes * kVecLanes;
+}
 
 template <class V>
-inline void StoreSums(const V* sums, size_t count, bool accumulate, float* out) {
+MILLRACE_KERNEL_INLINE void StoreSums(const V* sums, size_t count, bool accumulate, float* out) {
   float reduced[kPanelColumns];
   V::ReduceAdd4(sums, reduced);
   for (size_t c = 0; c < count; ++c) out[c] = accumulate ? out[c] + reduced[c] : reduced[c];
@@ -42,7 +60,13 @@ inline void DirectTile(const MatMulArgs& args, size_t row0, size_t n0) {
     for (size_t c = 0; c < kPanelColumns; ++c) acc[r][c] = V::Set1(0);
   }
   const size_t steps = k / kStep;
+  // The next tile's rows follow this one's. Hardware does not see that through four interleaved streams of
+  // short rows.
+  const uint8_t* next = weights.data + (n0 + kPanelColumns) * weights.row_bytes;
   for (size_t s = 0; s < steps; ++s) {
+    for (size_t i = 0; i < kPanelColumns * Reader::kBytes; i += kCacheLine) {
+      __builtin_prefetch(next + s * kPanelColumns * Reader::kBytes + i);
+    }
     for (size_t c = 0; c < kPanelColumns; ++c) {
       V values[Reader::kVectors];
       Reader::Load(w[c] + s * Reader::kBytes, values);
@@ -68,38 +92,51 @@ inline void DirectTile(const MatMulArgs& args, size_t row0, size_t n0) {
   }
 }
 
-// kRows rows of x against a dequantised panel of four weight rows. One register part at a time, so that the
-// accumulators of a tile fit the registers where a Vec takes several.
+// Adds columns [begin, end) of kRows rows of x times a panel of four weight rows to one part of the sums; end
+// - begin is a multiple of kVecLanes. One part at a time, so that the accumulators of a tile fit the
+// registers where a Vec takes several.
 template <class V, int kRows>
-inline void PanelTile(const float* x, size_t k, const float* panel, V sums[kRows][kPanelColumns]) {
+MILLRACE_KERNEL_INLINE void AddPanelPart(const PanelOperands& operands, size_t begin, size_t end, size_t part,
+                                         V (*sums)[kPanelColumns]) {
   using P = typename V::Part;
-  const size_t stride = (k + kVecLanes - 1) / kVecLanes * kVecLanes;
+  P acc[kRows][kPanelColumns];
+  for (int r = 0; r < kRows; ++r) {
+    for (size_t c = 0; c < kPanelColumns; ++c) acc[r][c] = sums[r][c].part[part];
+  }
+  const float* x = operands.x + part * P::kLanes;
+  const float* w = operands.panel + part * P::kLanes;
+  for (size_t i = begin; i < end; i += kVecLanes) {
+    P xv[kRows];
+    for (int r = 0; r < kRows; ++r) xv[r] = P::Load(x + r * operands.k + i);
+    for (size_t c = 0; c < kPanelColumns; ++c) {
+      const P wv = P::Load(w + c * operands.panel_stride + i);
+      for (int r = 0; r < kRows; ++r) acc[r][c] = Fma(xv[r], wv, acc[r][c]);
+    }
+  }
+  for (int r = 0; r < kRows; ++r) {
+    for (size_t c = 0; c < kPanelColumns; ++c) sums[r][c].part[part] = acc[r][c];
+  }
+}
+
+template <class V, int kRows>
+MILLRACE_KERNEL_INLINE void PanelTile(const PanelOperands& operands, V (*sums)[kPanelColumns]) {
+  const size_t k = operands.k;
   const size_t whole = k / kVecLanes * kVecLanes;
-  for (size_t part = 0; part < V::kParts; ++part) {
-    P acc[kRows][kPanelColumns];
+  // With several parts the same cache lines are read once for each: in pieces that the L1 cache still holds
+  // by then.
+  const size_t depth = V::kParts == 1 ? k + 1 : kPartDepth;
+  for (int r = 0; r < kRows; ++r) {
+    for (size_t c = 0; c < kPanelColumns; ++c) sums[r][c] = V::Set1(0);
+  }
+  for (size_t begin = 0; begin < whole; begin += depth) {
+    const size_t end = whole - begin < depth ? whole : begin + depth;
+    for (size_t part = 0; part < V::kParts; ++part) AddPanelPart<V, kRows>(operands, begin, end, part, sums);
+  }
+  if (whole == k) return;
+  for (size_t c = 0; c < kPanelColumns; ++c) {
+    const V w = V::Load(operands.panel + c * operands.panel_stride + whole);
     for (int r = 0; r < kRows; ++r) {
-      for (size_t c = 0; c < kPanelColumns; ++c) acc[r][c] = P::Set1(0);
-    }
-    const float* xp = x + part * P::kLanes;
-    const float* wp = panel + part * P::kLanes;
-    for (size_t i = 0; i < whole; i += kVecLanes) {
-      P xv[kRows];
-      for (int r = 0; r < kRows; ++r) xv[r] = P::Load(xp + r * k + i);
-      for (size_t c = 0; c < kPanelColumns; ++c) {
-        const P w = P::Load(wp + c * stride + i);
-        for (int r = 0; r < kRows; ++r) acc[r][c] = Fma(xv[r], w, acc[r][c]);
-      }
-    }
-    if (whole != k) {
-      const size_t lanes = V::LanesOf(part, k - whole);
-      for (size_t c = 0; c < kPanelColumns; ++c) {
-        const P w = P::Load(wp + c * stride + whole);
-        for (int r = 0; r < kRows; ++r)
-          acc[r][c] = Fma(P::LoadPartial(xp + r * k + whole, lanes), w, acc[r][c]);
-      }
-    }
-    for (int r = 0; r < kRows; ++r) {
-      for (size_t c = 0; c < kPanelColumns; ++c) sums[r][c].part[part] = acc[r][c];
+      sums[r][c] = Fma(V::LoadPartial(operands.x + r * k + whole, k - whole), w, sums[r][c]);
     }
   }
 }
@@ -107,7 +144,8 @@ inline void PanelTile(const float* x, size_t k, const float* panel, V sums[kRows
 template <class V, int kRows>
 inline void RunPanelTile(const MatMulArgs& args, size_t row0, size_t n0, size_t count) {
   V sums[kRows][kPanelColumns];
-  PanelTile<V, kRows>(args.x + row0 * args.weights.columns, args.weights.columns, args.scratch, sums);
+  const size_t k = args.weights.columns;
+  PanelTile<V, kRows>({args.x + row0 * k, k, args.scratch, PanelStride(k)}, sums);
   for (int r = 0; r < kRows; ++r) {
     StoreSums(sums[r], count, args.accumulate, args.out + (row0 + r) * args.weights.rows + n0);
   }
@@ -122,7 +160,7 @@ inline void RunPanelRest(const MatMulArgs& args, size_t row0, size_t rows, size_
 
 template <class V, WeightType type>
 inline void DequantizePanel(const WeightMatrix& weights, size_t n0, size_t count, float* panel) {
-  const size_t stride = (weights.columns + kVecLanes - 1) / kVecLanes * kVecLanes;
+  const size_t stride = PanelStride(weights.columns);
   for (size_t c = 0; c < kPanelColumns; ++c) {
     const size_t row = n0 + (c < count ? c : count - 1);
     DequantizeRow<V, type>(weights.data + row * weights.row_bytes, weights.columns, panel + c * stride, true);

@@ -12,6 +12,7 @@
 #include <cstdint>
 
 #include "kernels/cpu/exp.h"
+#include "kernels/cpu/inline.h"
 #include "kernels/cpu/store_kv_impl.h"
 #include "kernels/cpu/tile_sizes.h"
 #include "kernels/cpu/vec.h"
@@ -30,8 +31,8 @@ struct QueryTile {
 };
 
 template <class V, int kQueries, int kGroups>
-inline void ScoreGroups(const HeadCache<V>& cache, const QueryTile<kQueries>& tile, size_t group,
-                        float scale) {
+MILLRACE_KERNEL_INLINE void ScoreGroups(const HeadCache<V>& cache, const QueryTile<kQueries>& tile,
+                                        size_t group, float scale) {
   const float* keys[kGroups];
   for (int g = 0; g < kGroups; ++g) keys[g] = cache.KeyGroup(group + g);
   V acc[kQueries][kGroups];
@@ -79,8 +80,8 @@ inline float Softmax(float* scores, size_t length) {
 // partial[q][v] += weight * value over positions [begin, end), for the kVectors vectors of the head from
 // `dim` on; the last vector has `last_lanes` lanes.
 template <class V, int kQueries, int kVectors, bool kPartialLast>
-inline void AddValues(const HeadCache<V>& cache, const float* const* weights, size_t begin, size_t end,
-                      size_t dim, size_t last_lanes, V (*partial)[kVectors]) {
+MILLRACE_KERNEL_INLINE void AddValues(const HeadCache<V>& cache, const float* const* weights, size_t begin,
+                                      size_t end, size_t dim, size_t last_lanes, V (*partial)[kVectors]) {
   const size_t head_size = cache.kv.head_size;
   V acc[kQueries][kVectors];
   for (int q = 0; q < kQueries; ++q) {

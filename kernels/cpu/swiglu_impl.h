@@ -2,12 +2,13 @@
 #pragma once
 
 #include "kernels/cpu/exp.h"
+#include "kernels/cpu/inline.h"
 #include "kernels/swiglu.h"
 
 namespace millrace::kernels::cpu {
 
 template <class V>
-inline V SiluTimes(V gate, V up) {
+MILLRACE_KERNEL_INLINE V SiluTimes(V gate, V up) {
   const V one = V::Set1(1.0f);
   const V denominator = Add(one, Exp(Sub(V::Set1(0.0f), gate)));
   return Mul(Div(gate, denominator), up);

@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "kernels/block_layout.h"
+#include "kernels/cpu/inline.h"
 #include "kernels/cpu/vec.h"
 #include "kernels/weights.h"
 
@@ -21,7 +22,7 @@ template <class V>
 struct WeightReader<V, WeightType::kF32> {
   static constexpr size_t kVectors = 1;
   static constexpr size_t kBytes = kVecLanes * sizeof(float);
-  static void Load(const uint8_t* p, V* out) {
+  MILLRACE_KERNEL_INLINE static void Load(const uint8_t* p, V* out) {
     for (size_t i = 0; i < V::kParts; ++i) {
       float lanes[V::Part::kLanes];
       std::memcpy(lanes, p + i * sizeof(lanes), sizeof(lanes));
@@ -34,21 +35,21 @@ template <class V>
 struct WeightReader<V, WeightType::kF16> {
   static constexpr size_t kVectors = 1;
   static constexpr size_t kBytes = kVecLanes * kHalfBytes;
-  static void Load(const uint8_t* p, V* out) { out[0] = V::LoadF16(p); }
+  MILLRACE_KERNEL_INLINE static void Load(const uint8_t* p, V* out) { out[0] = V::LoadF16(p); }
 };
 
 template <class V>
 struct WeightReader<V, WeightType::kBF16> {
   static constexpr size_t kVectors = 1;
   static constexpr size_t kBytes = kVecLanes * kHalfBytes;
-  static void Load(const uint8_t* p, V* out) { out[0] = V::LoadBf16(p); }
+  MILLRACE_KERNEL_INLINE static void Load(const uint8_t* p, V* out) { out[0] = V::LoadBf16(p); }
 };
 
 template <class V>
 struct WeightReader<V, WeightType::kQ8_0> {
   static constexpr size_t kVectors = 2;
   static constexpr size_t kBytes = kQ8_0Bytes;
-  static void Load(const uint8_t* p, V* out) {
+  MILLRACE_KERNEL_INLINE static void Load(const uint8_t* p, V* out) {
     const V d = V::Set1(V::Part::HalfToFloat(p));
     out[0] = Mul(d, V::LoadI8(p + kHalfBytes));
     out[1] = Mul(d, V::LoadI8(p + kHalfBytes + kVecLanes));
@@ -59,7 +60,7 @@ template <class V>
 struct WeightReader<V, WeightType::kQ4_0> {
   static constexpr size_t kVectors = 2;
   static constexpr size_t kBytes = kQ4_0Bytes;
-  static void Load(const uint8_t* p, V* out) {
+  MILLRACE_KERNEL_INLINE static void Load(const uint8_t* p, V* out) {
     const float d = V::Part::HalfToFloat(p);
     out[0] = V::template LoadQ4_0<false>(p + kHalfBytes, d);
     out[1] = V::template LoadQ4_0<true>(p + kHalfBytes, d);
@@ -70,7 +71,7 @@ template <class V>
 struct WeightReader<V, WeightType::kQ4_1> {
   static constexpr size_t kVectors = 2;
   static constexpr size_t kBytes = kQ4_1Bytes;
-  static void Load(const uint8_t* p, V* out) {
+  MILLRACE_KERNEL_INLINE static void Load(const uint8_t* p, V* out) {
     const float d = V::Part::HalfToFloat(p);
     const float m = V::Part::HalfToFloat(p + kHalfBytes);
     out[0] = V::template LoadQ4_1<false>(p + 2 * kHalfBytes, d, m);

@@ -1,0 +1,131 @@
+// Tokens a second of one stage that holds the whole model, on one thread: prefill of 512 tokens in chunks of
+// 128 rows, and decode of single tokens behind them, each step with its sampled token. Prints the median of 5
+// runs of each.
+//
+//   stage_bench MODEL.gguf [ISA]        ISA: auto (default), portable, avx2, avx512, reference
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "common/status_macros.h"
+#include "kernels/backend.h"
+#include "model/gguf_file.h"
+#include "model/hyper_parameters.h"
+#include "worker/kv/kv_cache.h"
+#include "worker/stage/stage_model.h"
+
+namespace millrace {
+namespace {
+
+constexpr uint32_t kRuns = 5;
+constexpr uint32_t kPrefillTokens = 512;
+constexpr uint32_t kChunkRows = 128;
+constexpr uint32_t kDecodeTokens = 32;
+constexpr uint32_t kBlockTokens = 16;
+constexpr uint32_t kContextTokens = kPrefillTokens + kDecodeTokens;
+
+struct Bench {
+  std::unique_ptr<GgufFile> file;
+  HyperParameters shape;
+  std::unique_ptr<kernels::Backend> backend;
+  std::unique_ptr<StageModel> stage;
+  std::unique_ptr<KvCache> cache;
+  StageBatch batch;
+};
+
+double Median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  return values[values.size() / 2];
+}
+
+absl::StatusOr<std::unique_ptr<kernels::Backend>> MakeBackend(const std::string& isa) {
+  if (isa == "reference") return kernels::MakeReferenceBackend();
+  return kernels::MakeCpuBackend(isa);
+}
+
+absl::StatusOr<Bench> Load(const std::string& path, const std::string& isa) {
+  Bench bench;
+  ASSIGN_OR_RETURN(bench.file, GgufFile::Open(path));
+  ASSIGN_OR_RETURN(bench.shape, ReadHyperParameters(*bench.file));
+  if (bench.shape.context_tokens < kContextTokens) {
+    return absl::InvalidArgumentError("the model's context is too short for this benchmark");
+  }
+  ASSIGN_OR_RETURN(bench.backend, MakeBackend(isa));
+  const StageLayout layout{0, bench.shape.num_layers, true, true};
+  ASSIGN_OR_RETURN(bench.stage, StageModel::Create(*bench.file, bench.shape, layout, kChunkRows,
+                                                   kContextTokens, *bench.backend, nullptr));
+  KvCache::Shape cache;
+  cache.num_layers = bench.shape.num_layers;
+  cache.num_blocks = (kContextTokens + kBlockTokens - 1) / kBlockTokens;
+  cache.block_tokens = kBlockTokens;
+  cache.kv_heads = bench.shape.num_kv_heads;
+  cache.head_size = bench.shape.head_size;
+  ASSIGN_OR_RETURN(bench.cache, KvCache::Create(cache));
+  StageSegment& segment = bench.batch.segments.emplace_back();
+  segment.sequence = SequenceId(1);
+  for (uint32_t i = 0; i < cache.num_blocks; ++i) segment.block_ids.push_back(i);
+  return bench;
+}
+
+// Rows from `first` on; samples greedily if asked. Returns seconds.
+double Step(Bench& bench, uint32_t first, uint32_t rows, bool sample) {
+  StageSegment& segment = bench.batch.segments[0];
+  segment.first_position = first;
+  segment.token_ids.resize(rows);
+  for (uint32_t i = 0; i < rows; ++i) segment.token_ids[i] = (first + i) * 7919 % bench.shape.vocabulary_size;
+  segment.sampling.reset();
+  if (sample) segment.sampling.emplace().temperature = 0;
+  const auto begin = std::chrono::steady_clock::now();
+  bench.stage->Run(bench.batch, {}, *bench.cache);
+  if (sample) bench.stage->Sample(bench.batch);
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+}
+
+double Prefill(Bench& bench) {
+  double seconds = 0;
+  for (uint32_t first = 0; first < kPrefillTokens; first += kChunkRows) {
+    seconds += Step(bench, first, kChunkRows, first + kChunkRows == kPrefillTokens);
+  }
+  return kPrefillTokens / seconds;
+}
+
+double Decode(Bench& bench) {
+  double seconds = 0;
+  for (uint32_t i = 0; i < kDecodeTokens; ++i) seconds += Step(bench, kPrefillTokens + i, 1, true);
+  return kDecodeTokens / seconds;
+}
+
+int Main(int argc, char** argv) {
+  if (argc < 2 || argc > 3) {
+    fprintf(stderr, "usage: stage_bench MODEL.gguf [ISA]\n");
+    return 2;
+  }
+  absl::StatusOr<Bench> bench = Load(argv[1], argc > 2 ? argv[2] : "auto");
+  if (!bench.ok()) {
+    fprintf(stderr, "stage_bench: %s\n", std::string(bench.status().message()).c_str());
+    return 1;
+  }
+  std::vector<double> prefill;
+  std::vector<double> decode;
+  for (uint32_t run = 0; run < kRuns; ++run) {
+    prefill.push_back(Prefill(*bench));
+    decode.push_back(Decode(*bench));
+  }
+  printf("%s, %u layers, one thread, %s\n", bench->shape.name.c_str(), bench->shape.num_layers,
+         bench->backend->numeric_class().c_str());
+  printf("weights %.1f MB, activations %.1f MB\n", static_cast<double>(bench->stage->weight_bytes()) / 1e6,
+         static_cast<double>(bench->stage->activation_bytes()) / 1e6);
+  printf("prefill %u tokens in chunks of %u: %.1f tokens/s\n", kPrefillTokens, kChunkRows, Median(prefill));
+  printf("decode at context %u: %.1f tokens/s\n", kPrefillTokens, Median(decode));
+  return 0;
+}
+
+}  // namespace
+}  // namespace millrace
+
+int main(int argc, char** argv) {
+  return millrace::Main(argc, argv);
+}
