@@ -52,3 +52,11 @@ build_jobs() {
   [ "$by_memory" -ge 1 ] || by_memory=1
   if [ "$cores" -lt "$by_memory" ]; then printf '%d' "$cores"; else printf '%d' "$by_memory"; fi
 }
+
+# configure_build FOLDER OPTION...: cmake, with ccache in front of the compiler where it is installed. Cheap when done before.
+configure_build() {
+  local folder=$1 launcher=()
+  shift
+  if command -v ccache >/dev/null 2>&1; then launcher=(-DCMAKE_CXX_COMPILER_LAUNCHER=ccache); fi
+  cmake -S "$(dirname "${BASH_SOURCE[0]}")/.." -B "$folder" -G Ninja --log-level=WARNING "${launcher[@]}" "$@" >&2
+}

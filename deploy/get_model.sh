@@ -30,10 +30,10 @@ model=$folder/$NAME
 stamp=$model.verified
 mkdir -p "$folder" || die "cannot make the cache folder $folder: set MILLRACE_CACHE to a folder that can be written"
 
-size_of() { stat -c %s "$1" 2>/dev/null || echo 0; }
+size_of() { stat -L -c %s "$1" 2>/dev/null || echo 0; }
 hash_of() { sha256sum "$1" | cut -d' ' -f1; }
 # The stamp holds what the hash was taken of: a file changed since then is hashed again.
-identity_of() { stat -c "$SHA256 %s %Y %i" "$1"; }
+identity_of() { stat -L -c "$SHA256 %s %Y %i" "$1"; }
 cached() {
   [ "$(size_of "$model")" = "$BYTES" ] || return 1
   [ "$verify" = 0 ] && [ "$(cat "$stamp" 2>/dev/null)" = "$(identity_of "$model")" ] && return 0

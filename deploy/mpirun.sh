@@ -114,8 +114,9 @@ kill_all() {
   for rank in $ranks; do kill -KILL "$rank" 2>/dev/null; done
 }
 
-rank0='' asked=0 killed=0 deadline=0 seen_signals=0
+rank0='' asked=0 killed=0 deadline=0 seen_signals=0 listened=0
 while running; do
+  [ "$listened" = 1 ] || [ ! -s "$status" ] || listened=1
   if [ -z "$rank0" ] && { [ "$SECONDS" -lt 30 ] || [ "$signals" -gt 0 ]; }; then
     rank0=$(find_local_ranks | awk '$2 == "0" {print $1; exit}')
   fi
@@ -146,18 +147,18 @@ done
 wait "$mpirun_pid"
 code=$?
 
-# Rank 0's own word on how it ended, if it left one.
-final=
-[ -z "$status" ] || final=$(sed -n 's/.*"exit_code"[[:space:]]*:[[:space:]]*\([0-9]\{1,3\}\).*/\1/p' "$status" 2>/dev/null)
-listened=0
-[ -n "$status" ] && [ -s "$status" ] && listened=1
-[ -z "$status_dir" ] || rm -rf "$status_dir"
-if [ -n "$final" ]; then
-  code=$final
-elif [ "$killed" = 1 ]; then
+# mpirun --enable-recovery answers 0 whatever its ranks did. The coordinator writes its status file once it listens and
+# removes it when it ends in order.
+if [ "$killed" = 1 ]; then
   code=137
-elif [ "$code" = 0 ] && [ "$asked" = 0 ] && [ -n "$status" ] && [ "$listened" = 0 ]; then
-  say "mpirun.sh: the coordinator ended before it listened"
-  code=1
+elif [ "$code" = 0 ] && [ -n "$status" ]; then
+  if [ "$listened" = 0 ] && [ "$asked" = 0 ]; then
+    say "mpirun.sh: the coordinator ended before it listened"
+    code=1
+  elif [ -e "$status" ]; then
+    say "mpirun.sh: the coordinator died"
+    code=1
+  fi
 fi
+[ -z "$status_dir" ] || rm -rf "$status_dir"
 exit "$code"
