@@ -42,6 +42,12 @@ absl::StatusOr<Value> KeyOf(Runtime& runtime, const Value& item, const Value* at
   return runtime.MakeText(Lower(*key.text()));
 }
 
+// What map, select and their kin run over: nothing at all for any false value, none included.
+absl::StatusOr<std::vector<Value>> IterateIfTrue(const Invocation& call) {
+  if (!call.runtime.Truth(call.self)) return std::vector<Value>();
+  return call.runtime.Iterate(call.self);
+}
+
 bool Flag(const Invocation& call, size_t i) { return call.Given(i) && call.runtime.Truth(call[i]); }
 
 using Keyed = std::pair<Value, Value>;  // key, item
@@ -248,7 +254,7 @@ absl::StatusOr<Value> MapAttribute(const Invocation& call) {
     }
   }
   if (path == nullptr) return call.runtime.Error("filter map: needs a filter name or attribute=");
-  ASSIGN_OR_RETURN(std::vector<Value> items, call.runtime.Iterate(call.self));
+  ASSIGN_OR_RETURN(std::vector<Value> items, IterateIfTrue(call));
   for (Value& item : items) {
     ASSIGN_OR_RETURN(item, FollowPath(call.runtime, item, *path));
     if (item.is_undefined() && fallback != nullptr) item = *fallback;
@@ -260,7 +266,7 @@ absl::StatusOr<Value> Map(const Invocation& call) {
   if (call.raw.positional.empty()) return MapAttribute(call);
   ASSIGN_OR_RETURN(const Builtin* filter, NamedBuiltin(call.runtime, call.raw.positional[0], false));
   Arguments arguments = Rest(call.raw, 1);
-  ASSIGN_OR_RETURN(std::vector<Value> items, call.runtime.Iterate(call.self));
+  ASSIGN_OR_RETURN(std::vector<Value> items, IterateIfTrue(call));
   for (Value& item : items) {
     ASSIGN_OR_RETURN(item, CallBuiltin(call.runtime, *filter, item, arguments));
   }
@@ -278,7 +284,7 @@ absl::StatusOr<Value> Select(const Invocation& call) {
     ASSIGN_OR_RETURN(test, NamedBuiltin(call.runtime, given[kTestIndex], true));
   }
   Arguments arguments = Rest(call.raw, kTestIndex + 1);
-  ASSIGN_OR_RETURN(std::vector<Value> items, call.runtime.Iterate(call.self));
+  ASSIGN_OR_RETURN(std::vector<Value> items, IterateIfTrue(call));
   std::vector<Value> kept;
   for (Value& item : items) {
     Value subject = item;
