@@ -13,6 +13,7 @@ namespace {
 
 constexpr absl::Duration kFirstPause = absl::Milliseconds(200);
 constexpr absl::Duration kLongestPause = absl::Seconds(10);
+constexpr absl::Duration kSuspicion = absl::Milliseconds(300);
 
 absl::Duration PauseAfter(int failures) {
   absl::Duration pause = kFirstPause;
@@ -94,6 +95,7 @@ void ClusterState::FillStages(absl::Time now) {
 void ClusterState::StartEpoch() {
   phase_ = Phase::kLoading;
   resume_at_ = absl::InfiniteFuture();
+  suspicion_ = absl::OkStatus();
   const Epoch epoch(++epoch_);
   actions_.push_back(BeginEpoch{epoch});
   for (uint32_t stage = 0; stage < num_stages(); ++stage) {
@@ -164,13 +166,22 @@ void ClusterState::OnReady(WorkerId worker, Epoch epoch) {
 }
 
 void ClusterState::OnAssignFailed(WorkerId worker, Epoch epoch, const std::string& why, absl::Time now) {
-  OnStageFailed(worker, epoch, why, now);
+  if (!InEpoch(worker, epoch)) return;
+  FailEpoch(RetryLater(absl::StatusCode::kUnavailable, "STAGE_FAILED",
+                       absl::StrCat(Describe(worker), " cannot hold its stage: ", why)),
+            now);
 }
 
 void ClusterState::OnStageFailed(WorkerId worker, Epoch epoch, const std::string& why, absl::Time now) {
   if (!InEpoch(worker, epoch)) return;
-  FailEpoch(RetryLater(absl::StatusCode::kUnavailable, "STAGE_FAILED", absl::StrCat(Describe(worker), " failed: ", why)),
-            now);
+  Suspect(RetryLater(absl::StatusCode::kUnavailable, "STAGE_FAILED", absl::StrCat(Describe(worker), " failed: ", why)),
+          now);
+}
+
+void ClusterState::Suspect(const absl::Status& why, absl::Time now) {
+  if (!suspicion_.ok()) return;
+  suspicion_ = why;
+  suspicion_ends_ = now + kSuspicion;
 }
 
 void ClusterState::OnRingFault(Epoch epoch, const std::string& why, absl::Time now) {
@@ -182,6 +193,7 @@ void ClusterState::OnRingFault(Epoch epoch, const std::string& why, absl::Time n
 void ClusterState::FailEpoch(const absl::Status& why, absl::Time now) {
   const bool had_epoch = phase_ != Phase::kWaiting && phase_ != Phase::kPausing;
   if (had_epoch) actions_.push_back(RingDown{Epoch(epoch_), why});
+  suspicion_ = absl::OkStatus();
   last_failure_ = std::string(why.message());
   resume_at_ = now + PauseAfter(++failed_in_a_row_);
   phase_ = FreeStage().has_value() ? Phase::kWaiting : Phase::kPausing;
@@ -202,6 +214,7 @@ void ClusterState::LoseWorker(WorkerId id, const std::string& how, absl::Time no
     actions_.push_back(RingDown{Epoch(epoch_), why});
     last_failure_ = std::string(why.message());
   }
+  suspicion_ = absl::OkStatus();
   // The fault left with the worker: its successor need not wait.
   resume_at_ = absl::InfiniteFuture();
   phase_ = Phase::kWaiting;
@@ -220,11 +233,13 @@ void ClusterState::Tick(absl::Time now) {
     actions_.push_back(RefuseWorker{id, absl::UnavailableError(how)});
     LoseWorker(id, how, now);
   }
+  if (!suspicion_.ok() && now >= suspicion_ends_) FailEpoch(absl::Status(suspicion_), now);
   if (phase_ == Phase::kPausing && now >= resume_at_) StartEpoch();
 }
 
 absl::Time ClusterState::NextTick() const {
   absl::Time next = phase_ == Phase::kPausing ? resume_at_ : absl::InfiniteFuture();
+  if (!suspicion_.ok()) next = std::min(next, suspicion_ends_);
   for (const auto& [id, worker] : workers_) {
     next = std::min(next, worker.last_heard + options_.worker_timeout + absl::Milliseconds(1));
   }
@@ -266,7 +281,8 @@ std::string ClusterState::Detail() const {
   } else if (phase_ == Phase::kPausing) {
     parts.push_back("trying again soon");
   }
-  if (!last_failure_.empty()) parts.push_back(last_failure_);
+  const bool trying = phase_ == Phase::kLoading || phase_ == Phase::kActivating;
+  if (!last_failure_.empty() && (!trying || failed_in_a_row_ > 0)) parts.push_back(last_failure_);
   return absl::StrJoin(parts, "; ");
 }
 

@@ -84,8 +84,11 @@ using ClusterAction =
 // Thread: cluster.
 //
 // Phases: kWaiting (a stage has no worker) -> kLoading (assigned; not all have loaded) -> kActivating (not all are ready) ->
-// kServing. Losing a worker leads back to kWaiting from anywhere; a failed epoch leads to kLoading of the next one, after a
-// pause that grows while epochs keep failing. A worker beyond the number of stages waits as a spare.
+// kServing. Losing a worker leads back to kWaiting from anywhere; a failed epoch leads to kPausing and then kLoading of the next
+// one, after a pause that grows while epochs keep failing. A worker beyond the number of stages waits as a spare.
+//
+// When a worker dies, its neighbour often notices the broken hop before its control stream ends. So a stage that fails while
+// serving is only suspected at first: if a worker is lost meanwhile, that is the reason given.
 class ClusterState {
  public:
   explicit ClusterState(ClusterOptions options);
@@ -123,6 +126,7 @@ class ClusterState {
   std::optional<uint32_t> FreeStage() const;
   void FillStages(absl::Time now);
   void StartEpoch();
+  void Suspect(const absl::Status& why, absl::Time now);
   void ActivateIfLoaded();
   void FailEpoch(const absl::Status& why, absl::Time now);
   void LoseWorker(WorkerId id, const std::string& how, absl::Time now);
@@ -138,6 +142,8 @@ class ClusterState {
   int failed_in_a_row_ = 0;
   absl::Time resume_at_ = absl::InfiniteFuture();
   std::string last_failure_;
+  absl::Status suspicion_;  // not OK: why the epoch will be failed at suspicion_ends_
+  absl::Time suspicion_ends_ = absl::InfiniteFuture();
   std::map<WorkerId, Worker> workers_;
   std::vector<WorkerId> stages_;  // by stage; invalid: free
   std::vector<ClusterAction> actions_;

@@ -1,0 +1,305 @@
+#include "coordinator/cluster/cluster_state.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "common/error_reason.h"
+
+namespace millrace {
+namespace {
+
+using ::testing::HasSubstr;
+using ::testing::Not;
+
+constexpr char kModel[] = "model-a";
+
+// Drives a ClusterState with a clock of its own and sorts its actions by kind.
+class ClusterStateTest : public ::testing::Test {
+ protected:
+  static ClusterOptions Options(uint32_t stages) {
+    ClusterOptions options;
+    options.version = "1";
+    options.secret = "s3cret";
+    options.model_fingerprint = kModel;
+    for (uint32_t s = 0; s < stages; ++s) options.placement.push_back({s * 4, 4});
+    options.worker_timeout = absl::Seconds(3);
+    return options;
+  }
+
+  void Start(uint32_t stages) { state_.emplace(Options(stages)); }
+
+  static WorkerHello Hello(std::optional<uint32_t> stage = std::nullopt) {
+    return {"1", "s3cret", "host:1", kModel, stage, "cpu/f32", "host"};
+  }
+
+  void Join(uint64_t id, std::optional<uint32_t> stage = std::nullopt) {
+    WorkerHello hello = Hello(stage);
+    hello.ring_address = "host:" + std::to_string(id);
+    state_->OnHello(WorkerId(id), hello, now_);
+  }
+
+  void Load(uint64_t id, uint64_t epoch, uint32_t blocks = 100) {
+    state_->OnLoaded(WorkerId(id), {Epoch(epoch), kModel, 1000, 10, blocks, 64}, now_);
+  }
+
+  void Ready(uint64_t id, uint64_t epoch) { state_->OnReady(WorkerId(id), Epoch(epoch)); }
+
+  // Brings workers 1..stages to serving in epoch 1.
+  void Serve(uint32_t stages) {
+    Start(stages);
+    for (uint64_t id = 1; id <= stages; ++id) Join(id);
+    for (uint64_t id = 1; id <= stages; ++id) Load(id, 1);
+    for (uint64_t id = 1; id <= stages; ++id) Ready(id, 1);
+    ASSERT_EQ(state_->state(), PipelineState::kServing);
+    state_->TakeActions();
+  }
+
+  void Advance(absl::Duration by, std::initializer_list<uint64_t> alive = {}) {
+    now_ += by;
+    for (const uint64_t id : alive) state_->OnHeard(WorkerId(id), now_);
+    state_->Tick(now_);
+  }
+
+  template <typename Action>
+  std::vector<Action> Take() {
+    std::vector<Action> found;
+    for (ClusterAction& action : state_->TakeActions()) {
+      if (auto* match = std::get_if<Action>(&action)) found.push_back(std::move(*match));
+    }
+    return found;
+  }
+
+  absl::Time now_ = absl::UnixEpoch() + absl::Hours(1);
+  std::optional<ClusterState> state_;
+};
+
+TEST_F(ClusterStateTest, AssignsOnceEveryStageHasAWorker) {
+  Start(2);
+  Join(1);
+  EXPECT_TRUE(Take<AssignStage>().empty());
+  EXPECT_EQ(state_->state(), PipelineState::kWaitingForWorkers);
+  EXPECT_THAT(state_->Detail(), HasSubstr("1 of 2 workers (stage 1)"));
+  Join(2);
+  const auto assigned = Take<AssignStage>();
+  ASSERT_EQ(assigned.size(), 2u);
+  EXPECT_EQ(assigned[0].worker, WorkerId(1));
+  EXPECT_EQ(assigned[0].stage, 0u);
+  EXPECT_EQ(assigned[0].next_address, "host:2");
+  EXPECT_EQ(assigned[1].layers, (LayerRange{4, 4}));
+  EXPECT_EQ(assigned[1].next_address, "");
+  EXPECT_EQ(state_->state(), PipelineState::kLoading);
+}
+
+TEST_F(ClusterStateTest, KvRoomIsTheMinimumOverStages) {
+  Start(2);
+  Join(1);
+  Join(2);
+  state_->TakeActions();
+  Load(1, 1, 70);
+  EXPECT_TRUE(Take<ActivateStage>().empty());
+  Load(2, 1, 50);
+  const auto activated = Take<ActivateStage>();
+  ASSERT_EQ(activated.size(), 2u);
+  EXPECT_EQ(activated[0].kv_blocks, 50u);
+  EXPECT_EQ(activated[1].kv_blocks, 50u);
+  Ready(1, 1);
+  EXPECT_TRUE(Take<RingUp>().empty());
+  Ready(2, 1);
+  const auto up = Take<RingUp>();
+  ASSERT_EQ(up.size(), 1u);
+  EXPECT_EQ(up[0].kv_blocks, 50u);
+  EXPECT_EQ(up[0].stages[0].kv_bytes, 50u * 64);
+}
+
+TEST_F(ClusterStateTest, AWorkerGetsTheStageItAsksFor) {
+  Start(2);
+  Join(1, 1);
+  Join(2);
+  const auto assigned = Take<AssignStage>();
+  ASSERT_EQ(assigned.size(), 2u);
+  EXPECT_EQ(assigned[0].worker, WorkerId(2));
+  EXPECT_EQ(assigned[1].worker, WorkerId(1));
+}
+
+TEST_F(ClusterStateTest, RefusesWhoDoesNotBelong) {
+  struct Case {
+    const char* what;
+    void (*change)(WorkerHello&);
+    absl::StatusCode code;
+    const char* words;
+  };
+  const Case cases[] = {
+      {"secret", [](WorkerHello& h) { h.secret = "wrong"; }, absl::StatusCode::kPermissionDenied, "secret"},
+      {"version", [](WorkerHello& h) { h.version = "2"; }, absl::StatusCode::kFailedPrecondition, "Millrace 2"},
+      {"model", [](WorkerHello& h) { h.model_fingerprint = "model-b"; }, absl::StatusCode::kFailedPrecondition,
+       "model-b"},
+      {"no such stage", [](WorkerHello& h) { h.stage = 7; }, absl::StatusCode::kInvalidArgument, "0 to 1"},
+      {"taken stage", [](WorkerHello& h) { h.stage = 0; }, absl::StatusCode::kAlreadyExists, "held by worker 1"},
+  };
+  for (const Case& c : cases) {
+    SCOPED_TRACE(c.what);
+    Start(2);
+    Join(1);
+    state_->TakeActions();
+    WorkerHello hello = Hello();
+    c.change(hello);
+    state_->OnHello(WorkerId(2), hello, now_);
+    const auto refused = Take<RefuseWorker>();
+    ASSERT_EQ(refused.size(), 1u);
+    EXPECT_EQ(refused[0].why.code(), c.code);
+    EXPECT_THAT(refused[0].why.message(), HasSubstr(c.words));
+    EXPECT_EQ(state_->state(), PipelineState::kWaitingForWorkers);
+  }
+}
+
+TEST_F(ClusterStateTest, RefusesAWorkerThatLoadedAnotherModel) {
+  Start(1);
+  Join(1);
+  state_->TakeActions();
+  state_->OnLoaded(WorkerId(1), {Epoch(1), "model-b", 1, 1, 1, 1}, now_);
+  const auto refused = Take<RefuseWorker>();
+  ASSERT_EQ(refused.size(), 1u);
+  EXPECT_EQ(refused[0].why.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(state_->state(), PipelineState::kWaitingForWorkers);
+}
+
+TEST_F(ClusterStateTest, ALostWorkerEndsTheEpochAndIsNamed) {
+  Serve(2);
+  state_->OnGone(WorkerId(2), "its control stream ended", now_);
+  const auto down = Take<RingDown>();
+  ASSERT_EQ(down.size(), 1u);
+  EXPECT_EQ(down[0].epoch, Epoch(1));
+  EXPECT_EQ(down[0].why.code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(down[0].why.message(), HasSubstr("worker 2 (stage 1, host:2) was lost"));
+  EXPECT_EQ(down[0].why.GetPayload(kReasonPayload), absl::Cord("WORKER_LOST"));
+  EXPECT_EQ(state_->state(), PipelineState::kWaitingForWorkers);
+}
+
+TEST_F(ClusterStateTest, AReplacementBringsTheNextEpochWithTheSameLayers) {
+  Serve(2);
+  state_->OnGone(WorkerId(1), "gone", now_);
+  state_->TakeActions();
+  Join(3);
+  const auto assigned = Take<AssignStage>();
+  ASSERT_EQ(assigned.size(), 2u);
+  EXPECT_EQ(assigned[0].worker, WorkerId(3));
+  EXPECT_EQ(assigned[0].epoch, Epoch(2));
+  EXPECT_EQ(assigned[1].worker, WorkerId(2));
+  EXPECT_EQ(assigned[1].layers, (LayerRange{4, 4}));
+  Load(2, 1);  // of the former epoch: stale
+  Load(3, 2);
+  EXPECT_TRUE(Take<ActivateStage>().empty());
+  Load(2, 2);
+  EXPECT_EQ(Take<ActivateStage>().size(), 2u);
+}
+
+TEST_F(ClusterStateTest, ASpareTakesOverAtOnce) {
+  Serve(2);
+  Join(3);
+  EXPECT_TRUE(Take<AssignStage>().empty());
+  state_->OnGone(WorkerId(1), "gone", now_);
+  const auto assigned = Take<AssignStage>();
+  ASSERT_EQ(assigned.size(), 2u);
+  EXPECT_EQ(assigned[0].worker, WorkerId(3));
+}
+
+TEST_F(ClusterStateTest, LosingASpareDisturbsNobody) {
+  Serve(1);
+  Join(2);
+  state_->TakeActions();
+  state_->OnGone(WorkerId(2), "gone", now_);
+  EXPECT_TRUE(Take<RingDown>().empty());
+  EXPECT_EQ(state_->state(), PipelineState::kServing);
+}
+
+TEST_F(ClusterStateTest, SilenceCountsAsLoss) {
+  Serve(2);
+  Advance(absl::Seconds(2), {1});
+  EXPECT_TRUE(Take<RingDown>().empty());
+  Advance(absl::Milliseconds(1500), {1});
+  const auto actions = state_->TakeActions();
+  ASSERT_EQ(actions.size(), 2u);
+  EXPECT_EQ(std::get<RefuseWorker>(actions[0]).worker, WorkerId(2));
+  EXPECT_THAT(std::get<RingDown>(actions[1]).why.message(), HasSubstr("silent for 3s"));
+}
+
+TEST_F(ClusterStateTest, WakesInTimeForTheNextSilence) {
+  Serve(1);
+  EXPECT_GT(state_->NextTick(), now_ + absl::Seconds(3));
+  EXPECT_LT(state_->NextTick(), now_ + absl::Seconds(3) + absl::Milliseconds(10));
+}
+
+TEST_F(ClusterStateTest, ABrokenHopIsBlamedOnTheWorkerThatDied) {
+  Serve(2);
+  state_->OnStageFailed(WorkerId(1), Epoch(1), "hop broke", now_);
+  EXPECT_TRUE(Take<RingDown>().empty());
+  state_->OnGone(WorkerId(2), "gone", now_);
+  const auto down = Take<RingDown>();
+  ASSERT_EQ(down.size(), 1u);
+  EXPECT_THAT(down[0].why.message(), HasSubstr("worker 2"));
+  EXPECT_THAT(down[0].why.message(), Not(HasSubstr("hop broke")));
+}
+
+TEST_F(ClusterStateTest, ABrokenHopBetweenLivingWorkersBringsANewEpochAfterAPause) {
+  Serve(2);
+  state_->OnStageFailed(WorkerId(1), Epoch(1), "hop broke", now_);
+  Advance(absl::Milliseconds(301), {1, 2});
+  const auto down = Take<RingDown>();
+  ASSERT_EQ(down.size(), 1u);
+  EXPECT_THAT(down[0].why.message(), HasSubstr("worker 1 (stage 0, host:1) failed: hop broke"));
+  Advance(absl::Milliseconds(100), {1, 2});
+  EXPECT_TRUE(Take<AssignStage>().empty());
+  Advance(absl::Milliseconds(101), {1, 2});
+  const auto assigned = Take<AssignStage>();
+  ASSERT_EQ(assigned.size(), 2u);
+  EXPECT_EQ(assigned[0].epoch, Epoch(2));
+}
+
+TEST_F(ClusterStateTest, PausesGrowWhileEpochsKeepFailing) {
+  Start(1);
+  Join(1);
+  absl::Duration last;
+  for (uint64_t epoch = 1; epoch <= 8; ++epoch) {
+    state_->OnAssignFailed(WorkerId(1), Epoch(epoch), "no memory", now_);
+    const absl::Time failed = now_;
+    state_->TakeActions();
+    while (Take<AssignStage>().empty()) Advance(absl::Milliseconds(50), {1});
+    EXPECT_GE(now_ - failed, last) << "epoch " << epoch;
+    last = now_ - failed;
+  }
+  EXPECT_GT(last, absl::Seconds(5));
+  EXPECT_LT(last, absl::Seconds(11));
+  EXPECT_THAT(state_->Detail(), HasSubstr("no memory"));
+}
+
+TEST_F(ClusterStateTest, AResultThatCannotBeEndsTheEpoch) {
+  Serve(1);
+  state_->OnRingFault(Epoch(1), "nonsense", now_);
+  EXPECT_EQ(Take<RingDown>().size(), 1u);
+  state_->OnRingFault(Epoch(1), "nonsense", now_);
+  EXPECT_TRUE(Take<RingDown>().empty());
+}
+
+TEST_F(ClusterStateTest, StaleAndUnknownVoicesChangeNothing) {
+  Serve(1);
+  state_->OnStageFailed(WorkerId(1), Epoch(9), "other epoch", now_);
+  state_->OnStageFailed(WorkerId(5), Epoch(1), "unknown worker", now_);
+  state_->OnReady(WorkerId(5), Epoch(1));
+  state_->OnGone(WorkerId(5), "unknown", now_);
+  Load(1, 1);
+  Advance(absl::Seconds(1), {1});
+  EXPECT_TRUE(state_->TakeActions().empty());
+  EXPECT_EQ(state_->state(), PipelineState::kServing);
+}
+
+TEST_F(ClusterStateTest, SaysHowFarLoadingIs) {
+  Start(2);
+  Join(1);
+  Join(2);
+  state_->OnProgress(WorkerId(1), 50, 100);
+  state_->OnProgress(WorkerId(2), 0, 100);
+  EXPECT_THAT(state_->Detail(), HasSubstr("25 %"));
+}
+
+}  // namespace
+}  // namespace millrace
