@@ -1,0 +1,135 @@
+#include "tests/unit/stage/stage_ring.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <random>
+#include <utility>
+
+namespace millrace::testing {
+namespace {
+
+template <typename T>
+T ValueOrDie(absl::StatusOr<T> value) {
+  if (!value.ok()) {
+    fprintf(stderr, "%s\n", value.status().ToString().c_str());
+    abort();
+  }
+  return *std::move(value);
+}
+
+void OkOrDie(const absl::Status& status) {
+  if (status.ok()) return;
+  fprintf(stderr, "%s\n", status.ToString().c_str());
+  abort();
+}
+
+}  // namespace
+
+std::unique_ptr<kernels::Backend> MakeBackend(const std::string& isa) {
+  return isa == "reference" ? kernels::MakeReferenceBackend() : ValueOrDie(kernels::MakeCpuBackend(isa));
+}
+
+TestModel TestModel::FromBytes(std::vector<uint8_t> bytes, const std::string& isa) {
+  TestModel model;
+  model.bytes = std::move(bytes);
+  model.file = ValueOrDie(GgufFile::Parse(model.bytes, "tiny"));
+  model.shape = ValueOrDie(ReadHyperParameters(*model.file));
+  model.backend = MakeBackend(isa);
+  return model;
+}
+
+TestModel TestModel::FromFile(const std::string& path, const std::string& isa) {
+  TestModel model;
+  model.file = ValueOrDie(GgufFile::Open(path));
+  model.shape = ValueOrDie(ReadHyperParameters(*model.file));
+  model.backend = MakeBackend(isa);
+  return model;
+}
+
+StageRing::StageRing(const TestModel& model, StageRingOptions options) {
+  const HyperParameters& shape = model.shape;
+  limits_.max_rows = options.max_rows;
+  limits_.num_blocks = options.num_blocks;
+  limits_.block_tokens = options.block_tokens;
+  limits_.vocabulary_size = shape.vocabulary_size;
+  limits_.context_tokens = shape.context_tokens;
+  if (options.layers.empty()) options.layers = {shape.num_layers};
+  uint32_t first_layer = 0;
+  for (uint32_t layers : options.layers) {
+    const StageLayout layout{first_layer, layers, first_layer == 0, first_layer + layers == shape.num_layers};
+    stages_.push_back(ValueOrDie(StageModel::Create(*model.file, shape, layout, options.max_rows,
+                                                    shape.context_tokens, *model.backend, nullptr)));
+    KvCache::Shape cache;
+    cache.num_layers = layers;
+    cache.num_blocks = options.num_blocks;
+    cache.block_tokens = options.block_tokens;
+    cache.kv_heads = shape.num_kv_heads;
+    cache.head_size = shape.head_size;
+    caches_.push_back(ValueOrDie(KvCache::Create(cache)));
+    first_layer += layers;
+  }
+}
+
+std::vector<SequenceResult> StageRing::Run(const StageBatch& batch) {
+  OkOrDie(CheckBatch(batch, limits_));
+  hops_.clear();
+  for (size_t i = 0; i < stages_.size(); ++i) {
+    const absl::Span<const float> input =
+        i == 0 ? absl::Span<const float>() : absl::MakeConstSpan(hops_.back());
+    const absl::Span<const float> output = stages_[i]->Run(batch, input, *caches_[i]);
+    hops_.emplace_back(output.begin(), output.end());
+  }
+  return stages_.back()->Sample(batch);
+}
+
+std::vector<float> StageRing::Logits(uint32_t row) {
+  const absl::Span<const float> logits = stages_.back()->Logits(row);
+  return {logits.begin(), logits.end()};
+}
+
+StageSegment TestSequence::Segment(uint32_t first_position, uint32_t rows) const {
+  StageSegment segment;
+  segment.sequence = SequenceId(id);
+  segment.first_position = first_position;
+  segment.token_ids.assign(tokens.begin() + first_position, tokens.begin() + first_position + rows);
+  segment.block_ids = blocks;
+  return segment;
+}
+
+std::vector<TokenId> RandomTokens(uint32_t count, uint32_t vocabulary, uint32_t seed) {
+  std::mt19937 random(seed);
+  std::vector<TokenId> tokens(count);
+  for (TokenId& token : tokens) token = random() % vocabulary;
+  return tokens;
+}
+
+std::vector<BlockId> Blocks(uint32_t first, uint32_t tokens, int step) {
+  std::vector<BlockId> blocks;
+  for (uint32_t i = 0; i < (tokens + 15) / 16; ++i) blocks.push_back(first + static_cast<int>(i) * step);
+  return blocks;
+}
+
+StageBatch BatchOf(std::vector<StageSegment> segments) {
+  StageBatch batch;
+  batch.epoch = Epoch(1);
+  batch.id = MicrobatchId(1);
+  batch.segments = std::move(segments);
+  return batch;
+}
+
+std::vector<float> AllLogits(StageRing& ring, const TestSequence& sequence, uint32_t chunk) {
+  std::vector<float> all;
+  const auto tokens = static_cast<uint32_t>(sequence.tokens.size());
+  for (uint32_t first = 0; first < tokens; first += chunk) {
+    const uint32_t rows = std::min(chunk, tokens - first);
+    ring.Run(BatchOf({sequence.Segment(first, rows)}));
+    for (uint32_t row = 0; row < rows; ++row) {
+      const std::vector<float> logits = ring.Logits(row);
+      all.insert(all.end(), logits.begin(), logits.end());
+    }
+  }
+  return all;
+}
+
+}  // namespace millrace::testing
