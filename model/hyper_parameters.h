@@ -1,4 +1,5 @@
-// The shape of a Llama-architecture model, read from GGUF metadata and checked against the tensors of the file.
+// The shape of a Llama-architecture model, read from GGUF metadata and checked against the tensors of the
+// file.
 #pragma once
 
 #include <cstdint>
@@ -23,7 +24,8 @@ struct HyperParameters {
   uint32_t num_heads = 0;
   uint32_t num_kv_heads = 0;
   uint32_t head_size = 0;
-  uint32_t rope_dims = 0;  // even, <= head_size; the first so many dims of a head are rotated, as (2i, 2i+1) pairs
+  uint32_t rope_dims =
+      0;  // even, <= head_size; the first so many dims of a head are rotated, as (2i, 2i+1) pairs
   double rope_base = 10000.0;
   RopeScaling rope_scaling = RopeScaling::kNone;
   double rope_scale_factor = 1.0;  // linear: positions are divided by it
@@ -38,12 +40,14 @@ struct HyperParameters {
   }
 };
 
-// Errors: INVALID_ARGUMENT naming key or tensor, what it is and what it must be. On OK every tensor the model needs is there
-// with its exact shape and a type that can be computed with, there is none it does not need (a bias, say, would be left out
-// without a word), and sizes are far from overflow. A vocabulary in the file has as many tokens as the embedding has rows.
+// Errors: INVALID_ARGUMENT naming key or tensor, what it is and what it must be. On OK every tensor the model
+// needs is there with its exact shape and a type that can be computed with, there is none it does not need (a
+// bias, say, would be left out without a word), and sizes are far from overflow. A vocabulary in the file has
+// as many tokens as the embedding has rows.
 absl::StatusOr<HyperParameters> ReadHyperParameters(const GgufFile& file);
 
-// Tensors of one layer, or of the ends of the model, as pointers into the file. Shapes are checked by ReadHyperParameters.
+// Tensors of one layer, or of the ends of the model, as pointers into the file. Shapes are checked by
+// ReadHyperParameters.
 struct LayerTensors {
   const TensorInfo* attn_norm;    // F32 [hidden]
   const TensorInfo* attn_q;       // [heads * head_size, hidden]
@@ -65,9 +69,10 @@ struct EndTensors {
 };
 EndTensors FindEndTensors(const GgufFile& file);  // REQUIRES: ReadHyperParameters was OK
 
-// Bytes of the tensors that a stage with these layers reads (first: embedding; last: output norm and output matrix; every
-// stage: rope_freqs). A tied matrix that serves both ends of one stage counts once. REQUIRES: ReadHyperParameters was OK and
-// the layers exist.
-uint64_t StageWeightBytes(const GgufFile& file, uint32_t first_layer, uint32_t num_layers, bool first, bool last);
+// Bytes of the tensors that a stage with these layers reads (first: embedding; last: output norm and output
+// matrix; every stage: rope_freqs). A tied matrix that serves both ends of one stage counts once. REQUIRES:
+// ReadHyperParameters was OK and the layers exist.
+uint64_t StageWeightBytes(const GgufFile& file, uint32_t first_layer, uint32_t num_layers, bool first,
+                          bool last);
 
 }  // namespace millrace
