@@ -7,7 +7,9 @@
 namespace millrace {
 namespace {
 
-uint32_t CeilDiv(uint32_t a, uint32_t b) { return a / b + (a % b != 0); }
+uint32_t CeilDiv(uint32_t a, uint32_t b) {
+  return a / b + (a % b != 0);
+}
 
 // One decision in the making.
 class BatchComposer {
@@ -51,7 +53,10 @@ class BatchComposer {
 };
 
 BatchComposer::BatchComposer(const BatchSnapshot& snapshot)
-    : s_(snapshot), entries_(snapshot.sequences.size()), kept_(snapshot.num_running), free_blocks_(snapshot.free_blocks) {
+    : s_(snapshot),
+      entries_(snapshot.sequences.size()),
+      kept_(snapshot.num_running),
+      free_blocks_(snapshot.free_blocks) {
   for (size_t i = 0; i < entries_.size(); ++i) entries_[i].blocks = view(i).blocks;
   for (size_t i = 0; i < kept_; ++i) committed_blocks_ += Outstanding(i);
 }
@@ -88,7 +93,8 @@ uint32_t BatchComposer::DecodeRowLimit() const {
   return s_.max_rows - std::max(1u, s_.max_rows / 4);
 }
 
-// Never more than an even share of all decoding sequences; fewer where more slots are free than that would fill.
+// Never more than an even share of all decoding sequences; fewer where more slots are free than that would
+// fill.
 uint32_t BatchComposer::DecodeShare(uint32_t ready) const {
   uint32_t decoding = 0;
   for (size_t i = 0; i < kept_; ++i) decoding += view(i).decoding();

@@ -32,8 +32,8 @@ struct BatchSnapshot {
   uint32_t num_blocks = 0;
   uint32_t free_blocks = 0;
   bool prefill_turn = false;  // the last microbatch carried no prefill
-  // Running ones, oldest first; then the first waiting ones, next first. Every running one is older than every waiting
-  // one: a sequence's index is its age, and the policy keeps it so.
+  // Running ones, oldest first; then the first waiting ones, next first. Every running one is older than
+  // every waiting one: a sequence's index is its age, and the policy keeps it so.
   std::vector<SequenceView> sequences;
   size_t num_running = 0;
 };
@@ -53,16 +53,19 @@ struct BatchDecision {
 // A prefill chunk is not made smaller than this, unless it ends its prompt or nothing more fits.
 inline constexpr uint32_t kMinChunkRows = 16;
 
-// Decodes first, at most their share: sequences that decode, spread evenly over the window, those that have been ready for
-// longest first. Then prefill chunks, oldest first, sized so that the pending prompts make about two chunks for each stage
-// (one chunk on a single stage) within max_rows; a quarter of the rows is kept from decodes while prefill is pending.
+// Decodes first, at most their share: sequences that decode, spread evenly over the window, those that have
+// been ready for longest first. Then prefill chunks, oldest first, sized so that the pending prompts make
+// about two chunks for each stage (one chunk on a single stage) within max_rows; a quarter of the rows is
+// kept from decodes while prefill is pending.
 //
-// Blocks: a sequence that lacks one takes it from the youngest running sequence if that is younger, and else waits.
-// So the oldest running one can always go on. A waiting one is admitted, strictly in order, when all of its known tokens
-// and one more fit beside what running prefills still need and one block for each running sequence (at most an eighth
-// of all blocks); that margin keeps a sequence just admitted from being preempted at once.
+// Blocks: a sequence that lacks one takes it from the youngest running sequence if that is younger, and else
+// waits. So the oldest running one can always go on. A waiting one is admitted, strictly in order, when all
+// of its known tokens and one more fit beside what running prefills still need and one block for each running
+// sequence (at most an eighth of all blocks); that margin keeps a sequence just admitted from being preempted
+// at once.
 //
-// REQUIRES: the oldest sequence alone fits into num_blocks. Cost: n log n in the ready decodes, linear in the rest.
+// REQUIRES: the oldest sequence alone fits into num_blocks. Cost: n log n in the ready decodes, linear in the
+// rest.
 BatchDecision DecideBatch(const BatchSnapshot& snapshot);
 
 }  // namespace millrace

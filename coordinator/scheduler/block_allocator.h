@@ -8,7 +8,8 @@
 
 namespace millrace {
 
-// Thread: engine. Gives the block that was freed last, so that a small load touches little memory. Deterministic.
+// Thread: engine. Gives the block that was freed last, so that a small load touches little memory.
+// Deterministic.
 class BlockAllocator {
  public:
   BlockAllocator() = default;

@@ -19,7 +19,7 @@ struct SequenceRequest {
   std::vector<TokenId> prompt;  // at least 1
   SamplingOptions sampling;
   std::optional<uint32_t> prompt_logprobs;  // number of alternatives
-  uint32_t max_tokens = 1;                  // at least 1; the scheduler caps it by the context and by the KV room
+  uint32_t max_tokens = 1;  // at least 1; the scheduler caps it by the context and by the KV room
   uint32_t min_tokens = 0;
   bool ignore_eos = false;
   std::vector<TokenId> stop_token_ids;
@@ -30,14 +30,15 @@ struct SequenceRequest {
 struct PlanSegment {
   SequenceId sequence;
   uint32_t first_position = 0;
-  std::vector<TokenId> token_ids;   // at least 1
-  std::vector<BlockId> block_ids;   // of positions 0 .. first_position + token_ids.size() - 1
+  std::vector<TokenId> token_ids;           // at least 1
+  std::vector<BlockId> block_ids;           // of positions 0 .. first_position + token_ids.size() - 1
   std::optional<SamplingOptions> sampling;  // set: sample the token after the last position
   std::vector<TokenId> suppressed_ids;      // not to be sampled now (end and stop tokens before min_tokens)
   std::vector<TokenId> history;             // all tokens so far, if sampling->needs_history()
   uint32_t history_prompt_tokens = 0;       // the first so many of history are prompt
-  std::optional<uint32_t> prompt_logprobs;  // report the token after each position, with this many alternatives
-  std::optional<TokenId> next_prompt_id;    // the prompt token after the last position, if there is one
+  std::optional<uint32_t>
+      prompt_logprobs;                    // report the token after each position, with this many alternatives
+  std::optional<TokenId> next_prompt_id;  // the prompt token after the last position, if there is one
 };
 
 struct MicrobatchPlan {
@@ -71,9 +72,9 @@ struct TokenReady {
 };
 struct SequenceFinished {
   SequenceId sequence;
-  absl::Status status;                              // OK, or why it ended early
-  FinishReason reason = FinishReason::kLength;      // if OK
-  std::optional<TokenId> matched_token;             // for kEndOfSequence and kStopToken
+  absl::Status status;                          // OK, or why it ended early
+  FinishReason reason = FinishReason::kLength;  // if OK
+  std::optional<TokenId> matched_token;         // for kEndOfSequence and kStopToken
   uint32_t prompt_tokens = 0;
   uint32_t output_tokens = 0;
   SequenceTimings timings;

@@ -33,7 +33,8 @@ absl::Status Misfit(const Args&... args) {
 
 absl::Status CheckToken(const ExpectedResult& expected, const SequenceResult& result) {
   if (result.token.has_value() != expected.token) {
-    return Misfit(result.token ? "a token was sampled where none was asked for" : "the sampled token is missing");
+    return Misfit(result.token ? "a token was sampled where none was asked for"
+                               : "the sampled token is missing");
   }
   if (result.logprobs.has_value() != (expected.token && expected.logprobs)) {
     return Misfit("log probabilities of the sampled token are ", result.logprobs ? "unasked for" : "missing");
@@ -48,7 +49,8 @@ absl::Status CheckToken(const ExpectedResult& expected, const SequenceResult& re
   }
   if (!result.logprobs) return absl::OkStatus();
   if (result.logprobs->token != *result.token) {
-    return Misfit("log probability of token ", result.logprobs->token, " given for sampled token ", *result.token);
+    return Misfit("log probability of token ", result.logprobs->token, " given for sampled token ",
+                  *result.token);
   }
   if (result.logprobs->top.size() > *expected.logprobs) {
     return Misfit(result.logprobs->top.size(), " alternatives, asked for ", *expected.logprobs);
@@ -59,7 +61,8 @@ absl::Status CheckToken(const ExpectedResult& expected, const SequenceResult& re
 absl::Status CheckPromptLogprobs(const ExpectedResult& expected, const SequenceResult& result) {
   const auto& got = result.prompt_logprobs;
   if (got.size() != expected.prompt_ids.size()) {
-    return Misfit("log probabilities of ", got.size(), " prompt tokens, planned ", expected.prompt_ids.size());
+    return Misfit("log probabilities of ", got.size(), " prompt tokens, planned ",
+                  expected.prompt_ids.size());
   }
   if (got.empty()) return absl::OkStatus();
   if (result.first_prompt_position != expected.first_prompt_position) {
@@ -72,7 +75,8 @@ absl::Status CheckPromptLogprobs(const ExpectedResult& expected, const SequenceR
                     expected.first_prompt_position + i, ", which holds ", expected.prompt_ids[i]);
     }
     if (got[i].top.size() > expected.prompt_alternatives) {
-      return Misfit(got[i].top.size(), " alternatives for a prompt token, asked for ", expected.prompt_alternatives);
+      return Misfit(got[i].top.size(), " alternatives for a prompt token, asked for ",
+                    expected.prompt_alternatives);
     }
   }
   return absl::OkStatus();
@@ -99,7 +103,8 @@ std::vector<ExpectedResult> ExpectedResults(const MicrobatchPlan& plan) {
 absl::Status CheckResults(MicrobatchId id, absl::Span<const ExpectedResult> expected,
                           absl::Span<const SequenceResult> results) {
   if (results.size() != expected.size()) {
-    return Misfit("microbatch ", id.value(), " brought ", results.size(), " results, planned ", expected.size());
+    return Misfit("microbatch ", id.value(), " brought ", results.size(), " results, planned ",
+                  expected.size());
   }
   for (size_t i = 0; i < expected.size(); ++i) {
     const absl::Status status = CheckResult(expected[i], results[i]);

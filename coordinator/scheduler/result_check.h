@@ -15,12 +15,12 @@ namespace millrace {
 // What one segment of a plan must bring.
 struct ExpectedResult {
   SequenceId sequence;
-  uint32_t position = 0;                // of the sampled token
+  uint32_t position = 0;  // of the sampled token
   bool token = false;
   std::optional<uint32_t> logprobs;     // alternatives
   std::vector<TokenId> suppressed_ids;  // that cannot have been sampled
   uint32_t first_prompt_position = 0;
-  std::vector<TokenId> prompt_ids;      // whose log probabilities are due
+  std::vector<TokenId> prompt_ids;  // whose log probabilities are due
   uint32_t prompt_alternatives = 0;
 };
 

@@ -23,14 +23,16 @@ struct Scheduler::Impl {
     std::vector<SequenceId> sequences;  // one for each segment
     std::vector<ExpectedResult> expected;
   };
-  // By order of arrival. Every running sequence is older than every waiting one: admission takes the oldest waiting,
-  // preemption the youngest running.
+  // By order of arrival. Every running sequence is older than every waiting one: admission takes the oldest
+  // waiting, preemption the youngest running.
   using ByAge = std::map<uint64_t, Sequence*>;
 
   explicit Impl(SchedulerOptions o) : options(std::move(o)) {}
 
   uint64_t kv_tokens() const { return ring ? uint64_t{ring->num_blocks} * ring->block_tokens : 0; }
-  uint32_t TokenLimit() const { return static_cast<uint32_t>(std::min<uint64_t>(options.context_tokens, kv_tokens())); }
+  uint32_t TokenLimit() const {
+    return static_cast<uint32_t>(std::min<uint64_t>(options.context_tokens, kv_tokens()));
+  }
   Sequence* Find(SequenceId id) const {
     const auto it = live.find(id);
     return it == live.end() ? nullptr : it->second.get();
@@ -86,20 +88,22 @@ absl::Status Scheduler::Impl::Refusal(const SequenceRequest& request, absl::Time
   const size_t prompt = request.prompt.size();
   if (prompt == 0) return absl::InvalidArgumentError("the prompt is empty; give at least one token");
   if (prompt >= options.context_tokens) {
-    return absl::InvalidArgumentError(absl::StrCat("the prompt has ", prompt, " tokens; with one more it must fit the context of ",
+    return absl::InvalidArgumentError(absl::StrCat("the prompt has ", prompt,
+                                                   " tokens; with one more it must fit the context of ",
                                                    options.context_tokens, " tokens: shorten it"));
   }
   if (!ring) return absl::UnavailableError("no pipeline is running; retry once the server reports SERVING");
   if (prompt >= kv_tokens()) {
     return absl::ResourceExhaustedError(
-        absl::StrCat("the prompt has ", prompt, " tokens; with one more it must fit the KV cache of ", kv_tokens(),
-                     " tokens: shorten it, or give the workers more KV memory"));
+        absl::StrCat("the prompt has ", prompt, " tokens; with one more it must fit the KV cache of ",
+                     kv_tokens(), " tokens: shorten it, or give the workers more KV memory"));
   }
   if (waiting.size() >= options.max_waiting_sequences) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat(waiting.size(), " requests are waiting, limit ", options.max_waiting_sequences, "; retry later"));
+    return absl::ResourceExhaustedError(absl::StrCat(waiting.size(), " requests are waiting, limit ",
+                                                     options.max_waiting_sequences, "; retry later"));
   }
-  if (request.deadline <= now) return absl::DeadlineExceededError("the deadline had passed when the request arrived");
+  if (request.deadline <= now)
+    return absl::DeadlineExceededError("the deadline had passed when the request arrived");
   return absl::OkStatus();
 }
 
@@ -117,7 +121,8 @@ void Scheduler::Impl::ApplyResult(SequenceResult result, absl::Time now) {
   Sequence* sequence = Find(result.sequence);
   if (sequence == nullptr) return;
   if (!result.prompt_logprobs.empty()) {
-    auto ready = sequence->TakePromptLogprobs(result.first_prompt_position, std::move(result.prompt_logprobs));
+    auto ready =
+        sequence->TakePromptLogprobs(result.first_prompt_position, std::move(result.prompt_logprobs));
     if (ready) actions.push_back(*std::move(ready));
   }
   if (result.token) ApplyToken(sequence, std::move(result), now);
@@ -250,7 +255,8 @@ absl::Status Scheduler::OnResult(MicrobatchId id, std::vector<SequenceResult> re
   auto& in_flight = impl_->in_flight;
   if (in_flight.empty() || in_flight.front().id != id) {
     return absl::InternalError(absl::StrCat("microbatch ", id.value(), " came back; the next one due is ",
-                                            in_flight.empty() ? 0 : in_flight.front().id.value(), " (0: none)"));
+                                            in_flight.empty() ? 0 : in_flight.front().id.value(),
+                                            " (0: none)"));
   }
   RETURN_IF_ERROR(CheckResults(id, in_flight.front().expected, results));
   for (SequenceId sequence_id : in_flight.front().sequences) {
@@ -266,7 +272,9 @@ void Scheduler::Tick(absl::Time now) {
   while (!deadlines.empty() && deadlines.begin()->first <= now) {
     Sequence* sequence = impl_->Find(deadlines.begin()->second);
     const uint32_t generated = sequence->output_tokens();
-    impl_->Fail(sequence, absl::DeadlineExceededError(absl::StrCat("the deadline passed after ", generated, " generated tokens")),
+    impl_->Fail(sequence,
+                absl::DeadlineExceededError(
+                    absl::StrCat("the deadline passed after ", generated, " generated tokens")),
                 now);
   }
 }
@@ -290,7 +298,9 @@ std::optional<MicrobatchPlan> Scheduler::PlanNext(absl::Time now) {
   return impl_->BuildPlan(decision.picks, by_index, now);
 }
 
-std::vector<SchedulerAction> Scheduler::TakeActions() { return std::exchange(impl_->actions, {}); }
+std::vector<SchedulerAction> Scheduler::TakeActions() {
+  return std::exchange(impl_->actions, {});
+}
 
 SchedulerLoad Scheduler::load() const {
   SchedulerLoad load = impl_->totals;
@@ -303,7 +313,9 @@ SchedulerLoad Scheduler::load() const {
   return load;
 }
 
-bool Scheduler::idle() const { return impl_->live.empty() && impl_->in_flight.empty(); }
+bool Scheduler::idle() const {
+  return impl_->live.empty() && impl_->in_flight.empty();
+}
 
 void Scheduler::CheckInvariants() const {
   std::vector<bool> owned(impl_->blocks.num_blocks(), false);

@@ -1,13 +1,15 @@
-// Decides what runs next: a state machine without I/O, clock or threads. Events go in as calls with the time they
-// happened at; plans and actions come out. The same calls in the same order give the same plans. What goes into a
-// microbatch is DecideBatch's choice (batch_policy.h).
+// Decides what runs next: a state machine without I/O, clock or threads. Events go in as calls with the time
+// they happened at; plans and actions come out. The same calls in the same order give the same plans. What
+// goes into a microbatch is DecideBatch's choice (batch_policy.h).
 //
-// KV blocks given up, by a sequence that ended or was preempted, are free at once, even with something of it in flight:
-// every stage runs microbatches in the order of their ids, so what is in flight has been read and written on each stage
-// before a later microbatch, the only kind that the blocks can be given to, is run there.
+// KV blocks given up, by a sequence that ended or was preempted, are free at once, even with something of it
+// in flight: every stage runs microbatches in the order of their ids, so what is in flight has been read and
+// written on each stage before a later microbatch, the only kind that the blocks can be given to, is run
+// there.
 //
-// A preempted sequence keeps its tokens and waits before all that arrived later. What is in flight of it still counts;
-// once that has landed it may start again, by prefilling everything known. Nothing is reported twice.
+// A preempted sequence keeps its tokens and waits before all that arrived later. What is in flight of it
+// still counts; once that has landed it may start again, by prefilling everything known. Nothing is reported
+// twice.
 #pragma once
 
 #include <cstdint>
@@ -24,11 +26,11 @@
 namespace millrace {
 
 struct SchedulerOptions {
-  uint32_t context_tokens = 0;              // of the model
-  uint32_t max_running_sequences = 256;     // hold KV blocks; at least 1
-  uint32_t max_waiting_sequences = 1024;    // at least 1; beyond: RESOURCE_EXHAUSTED
-  uint32_t max_rows = 128;                  // of one microbatch, decodes and prefill chunks together; at least 1
-  std::vector<TokenId> end_tokens;          // of the model
+  uint32_t context_tokens = 0;            // of the model
+  uint32_t max_running_sequences = 256;   // hold KV blocks; at least 1
+  uint32_t max_waiting_sequences = 1024;  // at least 1; beyond: RESOURCE_EXHAUSTED
+  uint32_t max_rows = 128;          // of one microbatch, decodes and prefill chunks together; at least 1
+  std::vector<TokenId> end_tokens;  // of the model
 };
 
 // What a complete pipeline offers. KV room is the minimum over its stages.
@@ -64,25 +66,28 @@ class Scheduler {
   // REQUIRES: no ring, or OnRingLost since.
   void OnRingReady(const RingShape& shape, absl::Time now);
 
-  // The ring is gone: every live sequence, running or waiting, ends with `why`. Results of its microbatches must not be
-  // passed in any more.
+  // The ring is gone: every live sequence, running or waiting, ends with `why`. Results of its microbatches
+  // must not be passed in any more.
   void OnRingLost(const absl::Status& why, absl::Time now);
 
-  // A request arrives. It may end at once: UNAVAILABLE (no ring), RESOURCE_EXHAUSTED (queue full, or it can never fit into
-  // the KV cache), INVALID_ARGUMENT (prompt empty, or of context_tokens or more), DEADLINE_EXCEEDED. REQUIRES: the id was
-  // never used before.
+  // A request arrives. It may end at once: UNAVAILABLE (no ring), RESOURCE_EXHAUSTED (queue full, or it can
+  // never fit into the KV cache), INVALID_ARGUMENT (prompt empty, or of context_tokens or more),
+  // DEADLINE_EXCEEDED. REQUIRES: the id was never used before.
   void Add(SequenceRequest request, absl::Time now);
 
-  // Ends a live sequence with `why` now; its blocks are free. Unknown ids are ignored. REQUIRES: `why` is not OK.
+  // Ends a live sequence with `why` now; its blocks are free. Unknown ids are ignored. REQUIRES: `why` is not
+  // OK.
   void Cancel(SequenceId id, const absl::Status& why, absl::Time now);
 
-  // A stop string matched at the `output_tokens`-th generated token: the sequence ends with kStopSequence and that count,
-  // tokens generated since are dropped. Unknown (already ended) ids are ignored. More than were generated counts as all.
+  // A stop string matched at the `output_tokens`-th generated token: the sequence ends with kStopSequence and
+  // that count, tokens generated since are dropped. Unknown (already ended) ids are ignored. More than were
+  // generated counts as all.
   void StopAt(SequenceId id, uint32_t output_tokens, absl::Time now);
 
-  // A microbatch came back: one result for each segment that asked for a token or for prompt log probabilities, in the
-  // order of the segments; microbatches in the order of their ids. Results of ended sequences are dropped. INTERNAL if
-  // results do not fit the plan (a worker's fault; the ring should be given up), in which case nothing was applied.
+  // A microbatch came back: one result for each segment that asked for a token or for prompt log
+  // probabilities, in the order of the segments; microbatches in the order of their ids. Results of ended
+  // sequences are dropped. INTERNAL if results do not fit the plan (a worker's fault; the ring should be
+  // given up), in which case nothing was applied.
   absl::Status OnResult(MicrobatchId id, std::vector<SequenceResult> results, absl::Time now);
 
   // Ends sequences whose deadline has passed, with DEADLINE_EXCEEDED.
@@ -98,8 +103,8 @@ class Scheduler {
   SchedulerLoad load() const;
   bool idle() const;  // no live sequence and nothing in flight
 
-  // For tests: CHECKs that every block is free or in exactly one running sequence's table, and that the books agree.
-  // Linear in blocks and sequences.
+  // For tests: CHECKs that every block is free or in exactly one running sequence's table, and that the books
+  // agree. Linear in blocks and sequences.
   void CheckInvariants() const;
 
  private:

@@ -8,7 +8,9 @@
 namespace millrace {
 namespace {
 
-bool Contains(absl::Span<const TokenId> ids, TokenId id) { return std::find(ids.begin(), ids.end(), id) != ids.end(); }
+bool Contains(absl::Span<const TokenId> ids, TokenId id) {
+  return std::find(ids.begin(), ids.end(), id) != ids.end();
+}
 
 }  // namespace
 
@@ -104,7 +106,8 @@ SequenceFinished Sequence::Finish(const absl::Status& status, const SequenceEnd&
   finished.output_tokens = output_tokens;
   // A phase that the sequence did not complete lasts until now; one that it did not reach, no time.
   finished.timings.queue = std::min(first_planned_, now) - arrived_;
-  if (first_planned_ != absl::InfiniteFuture()) finished.timings.prefill = std::min(first_token_, now) - first_planned_;
+  if (first_planned_ != absl::InfiniteFuture())
+    finished.timings.prefill = std::min(first_token_, now) - first_planned_;
   if (first_token_ != absl::InfiniteFuture()) finished.timings.decode = last_token_ - first_token_;
   return finished;
 }

@@ -1,4 +1,5 @@
-// The running state of one request: its tokens, how far they are planned, its KV blocks, and when what happened.
+// The running state of one request: its tokens, how far they are planned, its KV blocks, and when what
+// happened.
 #pragma once
 
 #include <cstdint>
@@ -17,8 +18,8 @@ struct SequenceEnd {
   std::optional<TokenId> matched_token;
 };
 
-// Thread: engine. A live sequence waits or runs; it holds blocks only while it runs. Positions 0 .. planned() - 1 are, or
-// will be once the microbatches in flight have passed, in the KV cache.
+// Thread: engine. A live sequence waits or runs; it holds blocks only while it runs. Positions 0 .. planned()
+// - 1 are, or will be once the microbatches in flight have passed, in the KV cache.
 class Sequence {
  public:
   // `max_tokens`: of the request, capped. `number`: order of arrival.
@@ -50,12 +51,14 @@ class Sequence {
   // A microbatch with this sequence came back.
   void Landed() { --in_flight_; }
 
-  // Takes the log probabilities of prompt tokens from `first_position` on; gives those not taken before, if any.
-  std::optional<PromptLogprobsReady> TakePromptLogprobs(uint32_t first_position, std::vector<TokenLogprobs> positions);
+  // Takes the log probabilities of prompt tokens from `first_position` on; gives those not taken before, if
+  // any.
+  std::optional<PromptLogprobsReady> TakePromptLogprobs(uint32_t first_position,
+                                                        std::vector<TokenLogprobs> positions);
 
   // The sampled token. `ready_order`: see SequenceView. Says whether the sequence ends with it.
-  std::optional<SequenceEnd> AppendToken(TokenId token, absl::Span<const TokenId> end_tokens, uint64_t ready_order,
-                                         absl::Time now);
+  std::optional<SequenceEnd> AppendToken(TokenId token, absl::Span<const TokenId> end_tokens,
+                                         uint64_t ready_order, absl::Time now);
 
   // The final action; `output_tokens` may be less than was generated.
   SequenceFinished Finish(const absl::Status& status, const SequenceEnd& end, uint32_t output_tokens,

@@ -7,8 +7,12 @@
 
 namespace millrace {
 
-bool operator==(const BatchPick& a, const BatchPick& b) { return a.index == b.index && a.rows == b.rows; }
-void PrintTo(const BatchPick& pick, std::ostream* out) { *out << "#" << pick.index << " x " << pick.rows; }
+bool operator==(const BatchPick& a, const BatchPick& b) {
+  return a.index == b.index && a.rows == b.rows;
+}
+void PrintTo(const BatchPick& pick, std::ostream* out) {
+  *out << "#" << pick.index << " x " << pick.rows;
+}
 
 namespace {
 
@@ -17,7 +21,9 @@ using ::testing::IsEmpty;
 
 constexpr uint32_t kBlock = 16;
 
-uint32_t BlocksFor(uint32_t tokens) { return (tokens + kBlock - 1) / kBlock; }
+uint32_t BlocksFor(uint32_t tokens) {
+  return (tokens + kBlock - 1) / kBlock;
+}
 
 // A running sequence whose next token can be computed.
 SequenceView Ready(uint64_t ready_order = 0, uint32_t tokens = 20) {
@@ -89,15 +95,11 @@ struct ShareCase {
 
 TEST(BatchPolicyTest, SpreadsDecodesEvenlyOverTheWindow) {
   const ShareCase cases[] = {
-      {8, 0, 0, 2},  // 2 2 2 2
-      {3, 0, 0, 1},  // fewer than slots: each alone
-      {5, 0, 0, 2},  // 2 1 1 1, not 2 2 1
-      {3, 2, 1, 1},
-      {2, 3, 3, 2},
-      {6, 3, 3, 3},  // slots that finished unevenly even out
-      {1, 9, 3, 1},
-      {2, 0, 2, 1},
-      {100, 0, 0, 25},
+      {8, 0, 0, 2},                              // 2 2 2 2
+      {3, 0, 0, 1},                              // fewer than slots: each alone
+      {5, 0, 0, 2},                              // 2 1 1 1, not 2 2 1
+      {3, 2, 1, 1}, {2, 3, 3, 2}, {6, 3, 3, 3},  // slots that finished unevenly even out
+      {1, 9, 3, 1}, {2, 0, 2, 1}, {100, 0, 0, 25},
   };
   for (const ShareCase& c : cases) {
     std::vector<SequenceView> running(c.ready, Ready());
@@ -169,16 +171,15 @@ struct ChunkCase {
 
 TEST(BatchPolicyTest, CutsALonePromptSoThatThePipelineFills) {
   const ChunkCase cases[] = {
-      {1, 100, 0, 100},  // nothing to fill
-      {1, 300, 0, 128},  // max_rows
-      {2, 128, 0, 32},   {2, 128, 32, 32}, {2, 128, 96, 32},
-      {4, 128, 0, 16},   // not below the smallest chunk
-      {4, 20, 0, 20},    // no scrap of 4 behind a chunk of 16
-      {4, 33, 0, 17},    {4, 33, 17, 16},
-      {4, 1, 0, 1},      {4, 4000, 0, 128}, {4, 4000, 3968, 32},
+      {1, 100, 0, 100},                                                       // nothing to fill
+      {1, 300, 0, 128},                                                       // max_rows
+      {2, 128, 0, 32},  {2, 128, 32, 32}, {2, 128, 96, 32}, {4, 128, 0, 16},  // not below the smallest chunk
+      {4, 20, 0, 20},  // no scrap of 4 behind a chunk of 16
+      {4, 33, 0, 17},   {4, 33, 17, 16},  {4, 1, 0, 1},     {4, 4000, 0, 128}, {4, 4000, 3968, 32},
   };
   for (const ChunkCase& c : cases) {
-    BatchSnapshot s = c.planned > 0 ? Snapshot({Prompt(c.tokens, c.planned)}) : Snapshot({}, {Prompt(c.tokens)});
+    BatchSnapshot s =
+        c.planned > 0 ? Snapshot({Prompt(c.tokens, c.planned)}) : Snapshot({}, {Prompt(c.tokens)});
     s.num_stages = c.stages;
     EXPECT_THAT(DecideBatch(s).picks, ElementsAre(BatchPick{0, c.rows}))
         << c.stages << " stages, prompt of " << c.tokens << ", planned " << c.planned;

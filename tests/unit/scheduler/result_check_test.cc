@@ -78,16 +78,28 @@ TEST(ResultCheckTest, RefusesEverythingElse) {
       {"sampled at position 9, planned 10", [](Results& r) { r[2].position = 9; }},
       {"token 3 was sampled though suppressed", [](Results& r) { r[2].token = 3; }},
       {"are missing", [](Results& r) { r[1].logprobs.reset(); }},
-      {"are unasked for", [](Results& r) { r[2].logprobs = TokenLogprobs{50, -1.0f, {}}; }},
-      {"are unasked for", [](Results& r) { r[0].logprobs = TokenLogprobs{50, -1.0f, {}}; }},
+      {"are unasked for",
+       [](Results& r) {
+         r[2].logprobs = TokenLogprobs{50, -1.0f, {}};
+       }},
+      {"are unasked for",
+       [](Results& r) {
+         r[0].logprobs = TokenLogprobs{50, -1.0f, {}};
+       }},
       {"given for sampled token 50", [](Results& r) { r[1].logprobs->token = 51; }},
-      {"2 alternatives, asked for 1", [](Results& r) { r[1].logprobs->top = {{1, -1.0f}, {2, -2.0f}}; }},
+      {"2 alternatives, asked for 1",
+       [](Results& r) {
+         r[1].logprobs->top = {{1, -1.0f}, {2, -2.0f}};
+       }},
       {"of 2 prompt tokens, planned 3", [](Results& r) { r[0].prompt_logprobs.pop_back(); }},
       {"of 1 prompt tokens, planned 0", [](Results& r) { r[2].prompt_logprobs.resize(1); }},
       {"from position 10, planned 11", [](Results& r) { r[0].first_prompt_position = 10; }},
-      {"of token 99 at prompt position 13, which holds 23", [](Results& r) { r[0].prompt_logprobs[2].token = 99; }},
+      {"of token 99 at prompt position 13, which holds 23",
+       [](Results& r) { r[0].prompt_logprobs[2].token = 99; }},
       {"3 alternatives for a prompt token, asked for 2",
-       [](Results& r) { r[0].prompt_logprobs[1].top = {{1, -1.0f}, {2, -2.0f}, {3, -3.0f}}; }},
+       [](Results& r) {
+         r[0].prompt_logprobs[1].top = {{1, -1.0f}, {2, -2.0f}, {3, -3.0f}};
+       }},
   };
   for (const Case& c : cases) {
     Results results = Answer(MakePlan());

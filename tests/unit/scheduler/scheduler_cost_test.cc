@@ -12,7 +12,8 @@
 namespace millrace::testing {
 namespace {
 
-// Median time of a step (a result, its actions, the next plans) with `running` sequences that decode and `waiting` that wait.
+// Median time of a step (a result, its actions, the next plans) with `running` sequences that decode and
+// `waiting` that wait.
 absl::Duration MedianStep(uint32_t running, uint32_t waiting) {
   SchedulerOptions options;
   options.context_tokens = 100000;
@@ -41,7 +42,8 @@ absl::Duration MedianStep(uint32_t running, uint32_t waiting) {
   return times[150];
 }
 
-// The bounds leave room for sanitizers and a loaded machine; what they catch is a cost that grows with the square.
+// The bounds leave room for sanitizers and a loaded machine; what they catch is a cost that grows with the
+// square.
 TEST(SchedulerCostTest, StepsInTheTimeOfItsSequences) {
   const absl::Duration usual = MedianStep(256, 2000);
   RecordProperty("microseconds", absl::FormatDuration(usual));

@@ -311,7 +311,9 @@ TEST_F(SchedulerEndTest, MeasuresOnlyThePhasesThatACancelledOneReached) {
   };
   const absl::Duration zero = absl::ZeroDuration();
   const auto ms = [](int n) { return absl::Milliseconds(n); };
-  const Case cases[] = {{0, {ms(90), zero, zero}}, {1, {ms(5), ms(85), zero}}, {2, {ms(5), ms(7), zero}},
+  const Case cases[] = {{0, {ms(90), zero, zero}},
+                        {1, {ms(5), ms(85), zero}},
+                        {2, {ms(5), ms(7), zero}},
                         {3, {ms(5), ms(7), ms(7)}}};
   for (const Case& c : cases) {
     SCOPED_TRACE(c.steps);

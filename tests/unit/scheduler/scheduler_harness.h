@@ -14,7 +14,9 @@ namespace millrace::testing {
 
 inline constexpr TokenId kEnd = 2;
 
-inline absl::Time At(int64_t millis) { return absl::UnixEpoch() + absl::Milliseconds(millis); }
+inline absl::Time At(int64_t millis) {
+  return absl::UnixEpoch() + absl::Milliseconds(millis);
+}
 
 // Prompt 100, 101, ...; ends by length only.
 inline SequenceRequest MakeRequest(uint64_t id, uint32_t prompt_tokens, uint32_t max_tokens) {
@@ -39,7 +41,8 @@ inline std::vector<SequenceResult> Answer(const MicrobatchPlan& plan, TokenId to
     }
     if (!segment.prompt_logprobs) continue;
     result.first_prompt_position = segment.first_position + 1;
-    for (size_t i = 1; i < segment.token_ids.size(); ++i) result.prompt_logprobs.push_back({segment.token_ids[i], -2.0f, {}});
+    for (size_t i = 1; i < segment.token_ids.size(); ++i)
+      result.prompt_logprobs.push_back({segment.token_ids[i], -2.0f, {}});
     if (segment.next_prompt_id) result.prompt_logprobs.push_back({*segment.next_prompt_id, -2.0f, {}});
   }
   return results;
@@ -54,9 +57,11 @@ struct Actions {
 inline Actions Take(Scheduler& scheduler) {
   Actions sorted;
   for (SchedulerAction& action : scheduler.TakeActions()) {
-    if (auto* logprobs = std::get_if<PromptLogprobsReady>(&action)) sorted.prompt_logprobs.push_back(std::move(*logprobs));
+    if (auto* logprobs = std::get_if<PromptLogprobsReady>(&action))
+      sorted.prompt_logprobs.push_back(std::move(*logprobs));
     if (auto* token = std::get_if<TokenReady>(&action)) sorted.tokens.push_back(std::move(*token));
-    if (auto* finished = std::get_if<SequenceFinished>(&action)) sorted.finished.push_back(std::move(*finished));
+    if (auto* finished = std::get_if<SequenceFinished>(&action))
+      sorted.finished.push_back(std::move(*finished));
   }
   return sorted;
 }
@@ -67,7 +72,8 @@ inline std::vector<MicrobatchPlan> PlanAll(Scheduler& scheduler, absl::Time now 
   return plans;
 }
 
-inline void Land(Scheduler& scheduler, const MicrobatchPlan& plan, absl::Time now = At(0), TokenId token = 50) {
+inline void Land(Scheduler& scheduler, const MicrobatchPlan& plan, absl::Time now = At(0),
+                 TokenId token = 50) {
   const absl::Status status = scheduler.OnResult(plan.id, Answer(plan, token), now);
   ASSERT_TRUE(status.ok()) << status;
   scheduler.CheckInvariants();

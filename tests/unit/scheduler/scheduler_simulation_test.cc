@@ -1,5 +1,5 @@
-// The scheduler under a simulated ring, clients and virtual clock: whatever is batched, preempted, cancelled or lost, each
-// request gives the tokens it would give alone, and ends once.
+// The scheduler under a simulated ring, clients and virtual clock: whatever is batched, preempted, cancelled
+// or lost, each request gives the tokens it would give alone, and ends once.
 #include <algorithm>
 #include <cstdlib>
 #include <functional>
@@ -34,7 +34,9 @@ class Simulation {
   uint64_t Random(uint64_t n) { return random_() % n; }
   bool Chance(uint64_t percent) { return Random(100) < percent; }
   template <typename T>
-  T OneOf(std::initializer_list<T> values) { return *(values.begin() + Random(values.size())); }
+  T OneOf(std::initializer_list<T> values) {
+    return *(values.begin() + Random(values.size()));
+  }
   absl::Duration Gap(absl::Duration mean) { return mean * static_cast<int64_t>(Random(2001)) / 1000; }
   void At(absl::Time time, std::function<void()> what) { events_.emplace(time, std::move(what)); }
 
@@ -89,7 +91,8 @@ RingShape Simulation::MakeShape() {
   shape.max_in_flight = shape.num_stages + static_cast<uint32_t>(Random(4));
   shape.block_tokens = OneOf({1u, 3u, 4u, 16u});
   // From less than one context to plenty; mostly too little for all that could run.
-  const uint64_t tokens = Chance(20) ? 1 + Random(options_.context_tokens) : options_.context_tokens * (1 + Random(6));
+  const uint64_t tokens =
+      Chance(20) ? 1 + Random(options_.context_tokens) : options_.context_tokens * (1 + Random(6));
   shape.num_blocks = static_cast<uint32_t>((tokens + shape.block_tokens - 1) / shape.block_tokens);
   return shape;
 }
@@ -98,8 +101,10 @@ SequenceRequest Simulation::MakeRequest() {
   SequenceRequest request;
   request.id = SequenceId(next_id_++);
   const uint64_t longest = Chance(3) ? options_.context_tokens + 2 : options_.context_tokens - 1;
-  const uint64_t length = Chance(long_percent_) ? 1 + Random(longest) : 1 + Random(std::min<uint64_t>(longest, 12));
-  for (uint64_t i = 0; i < length; ++i) request.prompt.push_back(static_cast<TokenId>(Random(kToyVocabulary)));
+  const uint64_t length =
+      Chance(long_percent_) ? 1 + Random(longest) : 1 + Random(std::min<uint64_t>(longest, 12));
+  for (uint64_t i = 0; i < length; ++i)
+    request.prompt.push_back(static_cast<TokenId>(Random(kToyVocabulary)));
   request.sampling.seed = Random(1000);
   if (Chance(20)) request.sampling.repetition_penalty = 1.1f;
   if (Chance(20)) request.sampling.logprobs = static_cast<uint32_t>(Random(3));
@@ -185,7 +190,8 @@ absl::Status Simulation::StepRing() {
 absl::Status Simulation::Settle() {
   scheduler_.CheckInvariants();
   RETURN_IF_ERROR(TakeActions());
-  // Now and then the engine holds back, as it does when its reader is behind; it asks again within the next events.
+  // Now and then the engine holds back, as it does when its reader is behind; it asks again within the next
+  // events.
   if (Chance(10) && scheduler_.load().in_flight > 0) return absl::OkStatus();
   RETURN_IF_ERROR(Plan());
   return TakeActions();

@@ -94,7 +94,8 @@ TEST_F(SchedulerTest, KeepsEverySlotBusyWhenThereAreSequencesForIt) {
     for (MicrobatchPlan& plan : PlanAll(s)) in_flight.push_back(std::move(plan));
     if (step > 12) {
       EXPECT_THAT(in_flight, SizeIs(4)) << step;
-      for (const MicrobatchPlan& plan : in_flight) EXPECT_THAT(plan.rows(), ::testing::AllOf(::testing::Ge(2u), ::testing::Le(3u)));
+      for (const MicrobatchPlan& plan : in_flight)
+        EXPECT_THAT(plan.rows(), ::testing::AllOf(::testing::Ge(2u), ::testing::Le(3u)));
     }
     Land(s, in_flight.front());
     in_flight.pop_front();
@@ -166,8 +167,10 @@ TEST_F(SchedulerTest, SuppressesEndAndStopTokensUntilMinTokens) {
   s.Add(request, At(0));
   for (int generated = 0; generated < 4; ++generated) {
     const auto plan = s.PlanNext(At(0));
-    const std::vector<TokenId> expected = generated < 2 ? std::vector<TokenId>{7, kEnd} : std::vector<TokenId>{};
-    EXPECT_THAT(plan->segments[0].suppressed_ids, ::testing::UnorderedElementsAreArray(expected)) << generated;
+    const std::vector<TokenId> expected =
+        generated < 2 ? std::vector<TokenId>{7, kEnd} : std::vector<TokenId>{};
+    EXPECT_THAT(plan->segments[0].suppressed_ids, ::testing::UnorderedElementsAreArray(expected))
+        << generated;
     Land(s, *plan);
   }
 }
@@ -311,8 +314,8 @@ TEST_F(PreemptionTest, ReportsPromptLogprobsOnceWhenAPromptIsReplayed) {
   Scheduler& s = Start(Shape(1, 8), options);
   s.Add(MakeRequest(1, 7, 20), At(0));
   while (s.load().output_tokens == 0) Land(s, *s.PlanNext(At(0)));
-  // Two rows a step; the first takes the last block, and then another, before this prompt is through. Replayed in
-  // chunks of three, a chunk holds positions reported before and others.
+  // Two rows a step; the first takes the last block, and then another, before this prompt is through.
+  // Replayed in chunks of three, a chunk holds positions reported before and others.
   SequenceRequest request = MakeRequest(2, 19, 1);
   request.prompt_logprobs = 0;
   s.Add(request, At(0));

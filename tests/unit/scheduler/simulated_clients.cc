@@ -15,7 +15,9 @@ absl::Status Wrong(SequenceId id, const Args&... args) {
   return absl::InternalError(absl::StrCat("sequence ", id.value(), ": ", args...));
 }
 
-uint32_t PromptTokens(const SimulatedClient& client) { return static_cast<uint32_t>(client.request.prompt.size()); }
+uint32_t PromptTokens(const SimulatedClient& client) {
+  return static_cast<uint32_t>(client.request.prompt.size());
+}
 
 // The token at a position, of the prompt or of the expected output.
 TokenId TokenAt(const SimulatedClient& client, uint32_t position) {
@@ -36,7 +38,8 @@ void SimulatedClients::OnRingLost() {
   ring_.reset();
 }
 
-absl::StatusCode SimulatedClients::Refusal(const SequenceRequest& request, uint32_t waiting, absl::Time now) const {
+absl::StatusCode SimulatedClients::Refusal(const SequenceRequest& request, uint32_t waiting,
+                                           absl::Time now) const {
   if (request.prompt.size() >= options_.context_tokens) return absl::StatusCode::kInvalidArgument;
   if (!ring_) return absl::StatusCode::kUnavailable;
   const uint64_t room = uint64_t{ring_->num_blocks} * ring_->block_tokens;
@@ -53,7 +56,8 @@ void SimulatedClients::Add(const SequenceRequest& request, uint32_t waiting, abs
   client.must_end_with = Refusal(request, waiting, now);
   client.active_microbatch = last_microbatch_;
   if (client.must_end_with == absl::StatusCode::kOk) {
-    const uint64_t room = std::min<uint64_t>(options_.context_tokens, uint64_t{ring_->num_blocks} * ring_->block_tokens);
+    const uint64_t room =
+        std::min<uint64_t>(options_.context_tokens, uint64_t{ring_->num_blocks} * ring_->block_tokens);
     const uint64_t max_tokens = std::min<uint64_t>(request.max_tokens, room - request.prompt.size());
     client.outcome = ToyGenerate(request, static_cast<uint32_t>(max_tokens), options_.end_tokens);
   }
@@ -65,7 +69,9 @@ void SimulatedClients::Expect(SequenceId id, absl::StatusCode code) {
   if (it != live_.end()) it->second.must_end_with = code;
 }
 
-void SimulatedClients::ExpectStop(SequenceId id, uint32_t tokens) { live_.at(id).stopped_at = tokens; }
+void SimulatedClients::ExpectStop(SequenceId id, uint32_t tokens) {
+  live_.at(id).stopped_at = tokens;
+}
 
 void SimulatedClients::ExpectDeadlines(absl::Time now) {
   for (auto& [id, client] : live_) {
@@ -89,7 +95,8 @@ absl::Status SimulatedClients::OnPlan(const MicrobatchPlan& plan, absl::Time now
   for (auto& [id, client] : live_) {  // first come, first served
     if (client.first_planned != absl::InfiniteFuture()) continue;
     for (const PlanSegment& segment : plan.segments) {
-      if (id < segment.sequence && live_.at(segment.sequence).first_planned == now && segment.first_position == 0) {
+      if (id < segment.sequence && live_.at(segment.sequence).first_planned == now &&
+          segment.first_position == 0) {
         return Wrong(segment.sequence, "overtook sequence ", id.value());
       }
     }
@@ -120,7 +127,8 @@ absl::Status SimulatedClients::CheckSegment(const PlanSegment& segment, const Si
   }
   if (end > PromptTokens(client) + client.received) return Wrong(segment.sequence, "plans a token not known");
   for (uint32_t p = first; p < end; ++p) {
-    if (segment.token_ids[p - first] != TokenAt(client, p)) return Wrong(segment.sequence, "wrong token at ", p);
+    if (segment.token_ids[p - first] != TokenAt(client, p))
+      return Wrong(segment.sequence, "wrong token at ", p);
   }
   if (segment.block_ids.size() != (end + ring_->block_tokens - 1) / ring_->block_tokens) {
     return Wrong(segment.sequence, segment.block_ids.size(), " blocks for ", end, " positions");
@@ -130,22 +138,26 @@ absl::Status SimulatedClients::CheckSegment(const PlanSegment& segment, const Si
   }
   const bool more_prompt = end < PromptTokens(client);
   if (segment.next_prompt_id.has_value() != more_prompt) return Wrong(segment.sequence, "next_prompt_id");
-  if (more_prompt && *segment.next_prompt_id != TokenAt(client, end)) return Wrong(segment.sequence, "next_prompt_id");
+  if (more_prompt && *segment.next_prompt_id != TokenAt(client, end))
+    return Wrong(segment.sequence, "next_prompt_id");
   if (segment.prompt_logprobs && segment.prompt_logprobs != client.request.prompt_logprobs) {
     return Wrong(segment.sequence, "prompt_logprobs");
   }
   return absl::OkStatus();
 }
 
-absl::Status SimulatedClients::CheckSampling(const PlanSegment& segment, const SimulatedClient& client) const {
+absl::Status SimulatedClients::CheckSampling(const PlanSegment& segment,
+                                             const SimulatedClient& client) const {
   if (client.sampling_in_flight) return Wrong(segment.sequence, "planned while its token is in flight");
   const uint32_t end = segment.first_position + static_cast<uint32_t>(segment.token_ids.size());
   const bool last = end == PromptTokens(client) + client.received;
   if (segment.sampling.has_value() != last) return Wrong(segment.sequence, "samples at the wrong place");
   const bool history = last && client.request.sampling.needs_history();
   const uint32_t history_tokens = history ? end : 0;
-  if (segment.history.size() != history_tokens) return Wrong(segment.sequence, "history of ", segment.history.size());
-  if (segment.history_prompt_tokens != (history ? PromptTokens(client) : 0)) return Wrong(segment.sequence, "history");
+  if (segment.history.size() != history_tokens)
+    return Wrong(segment.sequence, "history of ", segment.history.size());
+  if (segment.history_prompt_tokens != (history ? PromptTokens(client) : 0))
+    return Wrong(segment.sequence, "history");
   for (uint32_t p = 0; p < history_tokens; ++p) {
     if (segment.history[p] != TokenAt(client, p)) return Wrong(segment.sequence, "history at ", p);
   }
@@ -187,7 +199,8 @@ absl::Status SimulatedClients::OnPromptLogprobs(const PromptLogprobsReady& ready
     const absl::Span<const TokenId> prompt(client.request.prompt);
     const TokenLogprobs expected =
         ToyLogprobs(prompt.first(position), prompt[position], *client.request.prompt_logprobs);
-    if (logprobs.token != expected.token || logprobs.logprob != expected.logprob || logprobs.top != expected.top) {
+    if (logprobs.token != expected.token || logprobs.logprob != expected.logprob ||
+        logprobs.top != expected.top) {
       return Wrong(ready.sequence, "wrong log probabilities of prompt position ", position);
     }
   }
@@ -206,8 +219,10 @@ absl::Status SimulatedClients::OnToken(const TokenReady& ready, absl::Time now) 
     return Wrong(ready.sequence, "a token before all prompt log probabilities");
   }
   const std::optional<uint32_t> alternatives = client.request.sampling.logprobs;
-  if (ready.logprobs.has_value() != alternatives.has_value()) return Wrong(ready.sequence, "log probabilities");
-  if (alternatives && ready.logprobs->top.size() != *alternatives) return Wrong(ready.sequence, "alternatives");
+  if (ready.logprobs.has_value() != alternatives.has_value())
+    return Wrong(ready.sequence, "log probabilities");
+  if (alternatives && ready.logprobs->top.size() != *alternatives)
+    return Wrong(ready.sequence, "alternatives");
   ++client.received;
   client.sampling_in_flight = false;
   client.first_token = std::min(client.first_token, now);
@@ -227,7 +242,8 @@ absl::Status SimulatedClients::OnFinished(const SequenceFinished& finished, absl
   return absl::OkStatus();
 }
 
-absl::Status SimulatedClients::CheckReason(const SequenceFinished& finished, const SimulatedClient& client) const {
+absl::Status SimulatedClients::CheckReason(const SequenceFinished& finished,
+                                           const SimulatedClient& client) const {
   if (finished.status.code() != client.must_end_with) {
     return Wrong(finished.sequence, "ended with ", finished.status.ToString(), ", due code ",
                  static_cast<int>(client.must_end_with));
@@ -242,7 +258,8 @@ absl::Status SimulatedClients::CheckReason(const SequenceFinished& finished, con
   if (!finished.status.ok()) return absl::OkStatus();
   if (client.received != client.outcome.tokens.size()) return Wrong(finished.sequence, "ended early");
   if (finished.reason != client.outcome.reason) return Wrong(finished.sequence, "ended for another reason");
-  if (finished.matched_token != client.outcome.matched_token) return Wrong(finished.sequence, "matched token");
+  if (finished.matched_token != client.outcome.matched_token)
+    return Wrong(finished.sequence, "matched token");
   return absl::OkStatus();
 }
 

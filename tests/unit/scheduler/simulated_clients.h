@@ -1,4 +1,5 @@
-// What the world outside knows of its requests, and checks of everything the scheduler says and plans about them.
+// What the world outside knows of its requests, and checks of everything the scheduler says and plans about
+// them.
 #pragma once
 
 #include <cstdint>
@@ -16,19 +17,19 @@ namespace millrace::testing {
 
 struct SimulatedClient {
   SequenceRequest request;
-  ToyOutcome outcome;     // what it must give if nothing cuts it short
+  ToyOutcome outcome;  // what it must give if nothing cuts it short
   absl::Time arrived;
   absl::Time first_planned = absl::InfiniteFuture();
   absl::Time first_token = absl::InfiniteFuture();
   absl::Time last_token = absl::InfiniteFuture();
-  uint32_t received = 0;          // tokens
-  uint32_t prompt_reported = 1;   // prompt tokens with log probabilities received, the first has none
-  uint32_t planned_end = 0;       // positions in microbatches so far, since the last restart
-  uint32_t in_flight = 0;         // microbatches
+  uint32_t received = 0;         // tokens
+  uint32_t prompt_reported = 1;  // prompt tokens with log probabilities received, the first has none
+  uint32_t planned_end = 0;      // positions in microbatches so far, since the last restart
+  uint32_t in_flight = 0;        // microbatches
   bool sampling_in_flight = false;
-  uint64_t active_microbatch = 0; // the last one that carried it, or that was planned when it became ready
-  std::optional<uint32_t> stop_after;   // StopAt is called once so many tokens were received
-  std::optional<uint32_t> stopped_at;   // StopAt was called
+  uint64_t active_microbatch = 0;  // the last one that carried it, or that was planned when it became ready
+  std::optional<uint32_t> stop_after;  // StopAt is called once so many tokens were received
+  std::optional<uint32_t> stopped_at;  // StopAt was called
   absl::StatusCode must_end_with = absl::StatusCode::kOk;  // other than OK: by the next actions
 };
 
@@ -65,7 +66,8 @@ class SimulatedClients {
   absl::Status OnToken(const TokenReady& ready, absl::Time now);
   absl::Status OnFinished(const SequenceFinished& finished, absl::Time now);
   absl::Status CheckReason(const SequenceFinished& finished, const SimulatedClient& client) const;
-  absl::Status CheckTimings(const SequenceFinished& finished, const SimulatedClient& client, absl::Time now) const;
+  absl::Status CheckTimings(const SequenceFinished& finished, const SimulatedClient& client,
+                            absl::Time now) const;
 
   const SchedulerOptions options_;
   std::optional<RingShape> ring_;

@@ -33,7 +33,8 @@ std::optional<SequenceResult> Sample(const PlanSegment& segment, const std::vect
   if (segment.sampling) {
     result.token =
         ToyNextToken(known, *segment.sampling, segment.suppressed_ids, segment.history_prompt_tokens);
-    if (segment.sampling->logprobs) result.logprobs = ToyLogprobs(known, *result.token, *segment.sampling->logprobs);
+    if (segment.sampling->logprobs)
+      result.logprobs = ToyLogprobs(known, *result.token, *segment.sampling->logprobs);
   }
   return result;
 }
@@ -73,7 +74,8 @@ absl::Status SimulatedRing::Step() {
   return absl::OkStatus();
 }
 
-SimulatedRing::Slot& SimulatedRing::SlotAt(Stage& stage, const PlanSegment& segment, uint32_t position) const {
+SimulatedRing::Slot& SimulatedRing::SlotAt(Stage& stage, const PlanSegment& segment,
+                                           uint32_t position) const {
   const size_t block = segment.block_ids.at(position / shape_.block_tokens);
   return stage.memory.at(block * shape_.block_tokens + position % shape_.block_tokens);
 }
@@ -81,7 +83,8 @@ SimulatedRing::Slot& SimulatedRing::SlotAt(Stage& stage, const PlanSegment& segm
 // As a kernel does: writes the keys and values of all rows, then reads those of all earlier positions.
 absl::Status SimulatedRing::Run(size_t stage_index, const MicrobatchPlan& plan) {
   Stage& stage = stages_[stage_index];
-  if (plan.id.value() != ++stage.last_run) return absl::InternalError("a stage ran microbatches out of order");
+  if (plan.id.value() != ++stage.last_run)
+    return absl::InternalError("a stage ran microbatches out of order");
   for (const PlanSegment& segment : plan.segments) {
     for (size_t i = 0; i < segment.token_ids.size(); ++i) {
       const uint32_t position = segment.first_position + static_cast<uint32_t>(i);
@@ -92,7 +95,8 @@ absl::Status SimulatedRing::Run(size_t stage_index, const MicrobatchPlan& plan) 
     std::vector<TokenId> tokens;
     RETURN_IF_ERROR(ReadBack(stage, segment, &tokens));
     if (stage_index + 1 < stages_.size()) continue;
-    if (auto result = Sample(segment, tokens)) trips_.at(plan.id.value()).results.push_back(*std::move(result));
+    if (auto result = Sample(segment, tokens))
+      trips_.at(plan.id.value()).results.push_back(*std::move(result));
   }
   return absl::OkStatus();
 }
@@ -102,9 +106,9 @@ absl::Status SimulatedRing::ReadBack(const Stage& stage, const PlanSegment& segm
   for (uint32_t position = 0; position < End(segment); ++position) {
     const Slot& slot = SlotAt(const_cast<Stage&>(stage), segment, position);
     if (slot.sequence != segment.sequence || slot.position != position) {
-      return absl::InternalError(absl::StrCat("sequence ", segment.sequence.value(), " reads position ", position,
-                                              " and finds position ", slot.position, " of sequence ",
-                                              slot.sequence.value()));
+      return absl::InternalError(absl::StrCat("sequence ", segment.sequence.value(), " reads position ",
+                                              position, " and finds position ", slot.position,
+                                              " of sequence ", slot.sequence.value()));
     }
     tokens->push_back(slot.token);
   }

@@ -1,5 +1,6 @@
-// A ring of stages under a virtual clock. Each stage has a KV memory that remembers which (sequence, position, token)
-// every slot holds; every read checks it, so a block that is reused too early, or a chunk that is out of order, shows.
+// A ring of stages under a virtual clock. Each stage has a KV memory that remembers which (sequence,
+// position, token) every slot holds; every read checks it, so a block that is reused too early, or a chunk
+// that is out of order, shows.
 #pragma once
 
 #include <cstdint>
@@ -25,7 +26,8 @@ class SimulatedRing {
   void Send(MicrobatchPlan plan, absl::Time now);
 
   absl::Time NextEventTime() const;  // InfiniteFuture if none
-  // Runs one step of one stage, or brings a result back, at NextEventTime. An error names what a stage found wrong.
+  // Runs one step of one stage, or brings a result back, at NextEventTime. An error names what a stage found
+  // wrong.
   absl::Status Step();
 
   struct Result {

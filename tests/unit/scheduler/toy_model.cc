@@ -16,7 +16,9 @@ uint64_t HashTokens(absl::Span<const TokenId> tokens) {
   return hash;
 }
 
-bool Contains(absl::Span<const TokenId> ids, TokenId id) { return std::find(ids.begin(), ids.end(), id) != ids.end(); }
+bool Contains(absl::Span<const TokenId> ids, TokenId id) {
+  return std::find(ids.begin(), ids.end(), id) != ids.end();
+}
 
 }  // namespace
 
@@ -48,13 +50,15 @@ std::vector<TokenId> ToySuppressed(const SequenceRequest& request, uint32_t gene
   return suppressed;
 }
 
-ToyOutcome ToyGenerate(const SequenceRequest& request, uint32_t max_tokens, absl::Span<const TokenId> end_tokens) {
+ToyOutcome ToyGenerate(const SequenceRequest& request, uint32_t max_tokens,
+                       absl::Span<const TokenId> end_tokens) {
   ToyOutcome outcome;
   std::vector<TokenId> tokens = request.prompt;
   while (true) {
     const uint32_t generated = static_cast<uint32_t>(outcome.tokens.size());
-    const TokenId token = ToyNextToken(tokens, request.sampling, ToySuppressed(request, generated, end_tokens),
-                                       static_cast<uint32_t>(request.prompt.size()));
+    const TokenId token =
+        ToyNextToken(tokens, request.sampling, ToySuppressed(request, generated, end_tokens),
+                     static_cast<uint32_t>(request.prompt.size()));
     tokens.push_back(token);
     outcome.tokens.push_back(token);
     if (!request.ignore_eos && Contains(end_tokens, token)) {

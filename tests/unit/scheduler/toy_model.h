@@ -13,7 +13,8 @@ namespace millrace::testing {
 
 inline constexpr TokenId kToyVocabulary = 60;
 
-// The next token is a hash of all tokens before it, of the options, and of where the prompt ends if penalties need it.
+// The next token is a hash of all tokens before it, of the options, and of where the prompt ends if penalties
+// need it.
 TokenId ToyNextToken(absl::Span<const TokenId> tokens, const SamplingOptions& sampling,
                      absl::Span<const TokenId> suppressed, uint32_t history_prompt_tokens);
 
@@ -27,7 +28,8 @@ struct ToyOutcome {
 };
 
 // What a request must give, computed one token at a time. `max_tokens`: as the scheduler caps it.
-ToyOutcome ToyGenerate(const SequenceRequest& request, uint32_t max_tokens, absl::Span<const TokenId> end_tokens);
+ToyOutcome ToyGenerate(const SequenceRequest& request, uint32_t max_tokens,
+                       absl::Span<const TokenId> end_tokens);
 
 // The ids that must not be the next token of a request that has generated so many.
 std::vector<TokenId> ToySuppressed(const SequenceRequest& request, uint32_t generated,
