@@ -58,6 +58,11 @@ class SimulatedClients {
   uint64_t ended() const { return ended_; }
 
  private:
+  struct Place {
+    SequenceId id;
+    uint64_t since = 0;  // microbatch
+  };
+
   absl::StatusCode Refusal(const SequenceRequest& request, uint32_t waiting, absl::Time now) const;
   absl::Status CheckSegment(const PlanSegment& segment, const SimulatedClient& client) const;
   absl::Status OnSegment(const PlanSegment& segment, absl::Time now);
@@ -66,6 +71,7 @@ class SimulatedClients {
   absl::Status OnToken(const TokenReady& ready, absl::Time now);
   absl::Status OnFinished(const SequenceFinished& finished, absl::Time now);
   absl::Status CheckReason(const SequenceFinished& finished, const SimulatedClient& client) const;
+  absl::Status CheckTurn(SequenceId id, const SimulatedClient& client, Place* place);
   absl::Status CheckTimings(const SequenceFinished& finished, const SimulatedClient& client,
                             absl::Time now) const;
 
@@ -74,8 +80,10 @@ class SimulatedClients {
   std::map<SequenceId, SimulatedClient> live_;  // ids are given in order of arrival
   std::map<MicrobatchId, std::vector<SequenceId>> in_flight_;
   uint64_t last_microbatch_ = 0;
-  SequenceId oldest_;
-  uint64_t oldest_since_ = 0;  // microbatch
+  Place oldest_;
+  Place oldest_prefill_;
+  uint64_t short_until_ = 0;  // the last microbatch after which no block was free
+  uint32_t most_running_ = 0;
   uint64_t ended_ = 0;
 };
 
