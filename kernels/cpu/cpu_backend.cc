@@ -1,3 +1,7 @@
+#ifdef MILLRACE_KERNELS_X86
+#include <cpuid.h>
+#endif
+
 #include "absl/strings/str_cat.h"
 #include "kernels/backend.h"
 #include "kernels/cpu/op_table.h"
@@ -26,9 +30,17 @@ class CpuBackend : public Backend {
   const cpu::OpTable& ops_;
 };
 
+#ifdef MILLRACE_KERNELS_X86
+// Clang does not know this one by name. Where AVX2 is usable, so are the registers it needs.
+bool HasF16c() {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
+}
+#endif
+
 bool HasAvx2() {
 #ifdef MILLRACE_KERNELS_X86
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && HasF16c();
 #else
   return false;
 #endif
