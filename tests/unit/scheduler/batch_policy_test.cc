@@ -277,6 +277,16 @@ TEST(BatchPolicyTest, DropsAYoungerDecodeAlreadyPickedWhenItsBlocksAreNeeded) {
   EXPECT_EQ(decision.num_preempted, 1u);
 }
 
+TEST(BatchPolicyTest, GivesOnTheBlockThatADroppedDecodeHadJustTaken) {
+  // The youngest holds one block and takes the last free one: two for the two older ones.
+  BatchSnapshot s = Snapshot({Ready(5, 17), Ready(6, 17), Ready(1, 17)});
+  s.max_in_flight = 1;
+  s.free_blocks = 1;
+  const BatchDecision decision = DecideBatch(s);
+  EXPECT_THAT(decision.picks, ElementsAre(BatchPick{0, 1}, BatchPick{1, 1}));
+  EXPECT_EQ(decision.num_preempted, 1u);
+}
+
 TEST(BatchPolicyTest, PreemptsForAnOlderPrefillThatHasNoBlockLeft) {
   BatchSnapshot s = Snapshot({Prompt(64, 32), Flying(40)});
   s.free_blocks = 0;
