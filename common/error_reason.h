@@ -1,4 +1,5 @@
-// Machine-readable reasons of errors, carried as payloads of absl::Status from where an error arises to the client.
+// Machine-readable reasons of errors, carried as payloads of absl::Status from where an error arises to the
+// client.
 #pragma once
 
 #include "absl/status/status.h"
@@ -7,7 +8,7 @@
 
 namespace millrace {
 
-inline constexpr absl::string_view kReasonPayload = "millrace/reason";        // UPPER_SNAKE_CASE, at most 64 bytes
+inline constexpr absl::string_view kReasonPayload = "millrace/reason";  // UPPER_SNAKE_CASE, at most 64 bytes
 inline constexpr absl::string_view kRetryablePayload = "millrace/retryable";  // "true" or "false"
 
 inline absl::Status WithReason(absl::Status error, absl::string_view reason, bool retryable) {

@@ -58,7 +58,8 @@ void FillScheduler(const SchedulerLoad& from, v1::GetLoadResponse* load) {
   load->set_preemptions_total(from.preemptions);
 }
 
-// Answers a call whose request has no fields: there is nothing in it to parse, and what a newer client adds is ignored.
+// Answers a call whose request has no fields: there is nothing in it to parse, and what a newer client adds
+// is ignored.
 template <typename Response>
 grpc::ServerUnaryReactor* AnswerAtOnce(grpc::CallbackServerContext* context, const Response& response,
                                        grpc::ByteBuffer* out) {
@@ -85,7 +86,8 @@ grpc::ServerUnaryReactor* ControlService::GetModelInfo(grpc::CallbackServerConte
 }
 
 grpc::ServerUnaryReactor* ControlService::GetLoad(grpc::CallbackServerContext* context,
-                                                  const grpc::ByteBuffer* /*request*/, grpc::ByteBuffer* response) {
+                                                  const grpc::ByteBuffer* /*request*/,
+                                                  grpc::ByteBuffer* response) {
   return AnswerAtOnce(context, Load(), response);
 }
 
@@ -108,7 +110,8 @@ v1::GetServerInfoResponse ControlService::ServerInfo() const {
   info.set_version(options_.version);
   info.set_api_revision(kApiRevision);
   info.set_state(stopping ? v1::GetServerInfoResponse::STATE_STOPPING : ToProto(pipeline.state));
-  info.set_state_detail(stopping ? "the server finishes its live requests and takes no new ones" : pipeline.detail);
+  info.set_state_detail(stopping ? "the server finishes its live requests and takes no new ones"
+                                 : pipeline.detail);
   SetDuration(options_.clock->Now() - started_, info.mutable_uptime());
   info.set_max_queued_requests(options_.max_queued_requests);
   info.set_max_running_requests(options_.max_running_requests);

@@ -31,8 +31,9 @@ struct ControlServiceOptions {
   std::function<size_t()> queued_jobs;  // requests that wait for the text thread
 };
 
-using RawControl = v1::Control::WithRawCallbackMethod_GetServerInfo<v1::Control::WithRawCallbackMethod_GetModelInfo<
-    v1::Control::WithRawCallbackMethod_GetLoad<v1::Control::WithRawCallbackMethod_Abort<v1::Control::Service>>>>;
+using RawControl = v1::Control::WithRawCallbackMethod_GetServerInfo<
+    v1::Control::WithRawCallbackMethod_GetModelInfo<v1::Control::WithRawCallbackMethod_GetLoad<
+        v1::Control::WithRawCallbackMethod_Abort<v1::Control::Service>>>>;
 
 // Thread: gRPC's, any number at once. Nothing here waits.
 class ControlService final : public RawControl {
@@ -41,9 +42,11 @@ class ControlService final : public RawControl {
 
   void set_engine(const EnginePort* engine) { engine_ = engine; }  // before the first call
 
-  grpc::ServerUnaryReactor* GetServerInfo(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
+  grpc::ServerUnaryReactor* GetServerInfo(grpc::CallbackServerContext* context,
+                                          const grpc::ByteBuffer* request,
                                           grpc::ByteBuffer* response) override;
-  grpc::ServerUnaryReactor* GetModelInfo(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
+  grpc::ServerUnaryReactor* GetModelInfo(grpc::CallbackServerContext* context,
+                                         const grpc::ByteBuffer* request,
                                          grpc::ByteBuffer* response) override;
   grpc::ServerUnaryReactor* GetLoad(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
                                     grpc::ByteBuffer* response) override;

@@ -39,12 +39,14 @@ bool RetryableByCode(absl::StatusCode code) {
 }
 
 std::string ReasonByCode(absl::StatusCode code) {
-  return code == absl::StatusCode::kUnavailable ? "PIPELINE_UNAVAILABLE" : absl::StatusCodeToString(PublicCode(code));
+  return code == absl::StatusCode::kUnavailable ? "PIPELINE_UNAVAILABLE"
+                                                : absl::StatusCodeToString(PublicCode(code));
 }
 
 std::string OneLine(absl::string_view message) {
   std::string line = ReplaceInvalidUtf8(message);
-  if (line.size() > kMaxMessageBytes) line.resize(ValidUtf8Prefix(absl::string_view(line).substr(0, kMaxMessageBytes)));
+  if (line.size() > kMaxMessageBytes)
+    line.resize(ValidUtf8Prefix(absl::string_view(line).substr(0, kMaxMessageBytes)));
   std::replace_if(
       line.begin(), line.end(), [](unsigned char c) { return c < 0x20 || c == 0x7F; }, ' ');
   return line;
@@ -65,10 +67,9 @@ v1::ErrorDetail DetailOf(const absl::Status& error) {
 grpc::Status ToGrpcStatus(const absl::Status& status) {
   if (status.ok()) return grpc::Status::OK;
   const absl::StatusCode code = PublicCode(status.code());
-  const std::string message =
-      OneLine(code == status.code()
-                  ? std::string(status.message())
-                  : absl::StrCat(absl::StatusCodeToString(status.code()), ": ", status.message()));
+  const std::string message = OneLine(
+      code == status.code() ? std::string(status.message())
+                            : absl::StrCat(absl::StatusCodeToString(status.code()), ": ", status.message()));
   v1::RpcStatus details;
   details.set_code(static_cast<int>(code));
   details.set_message(message);

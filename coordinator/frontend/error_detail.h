@@ -1,5 +1,5 @@
-// How errors leave the server: an absl::Status with a machine-readable reason becomes a gRPC status whose details carry an
-// ErrorDetail.
+// How errors leave the server: an absl::Status with a machine-readable reason becomes a gRPC status whose
+// details carry an ErrorDetail.
 #pragma once
 
 #include <grpcpp/support/status.h>
@@ -13,12 +13,12 @@
 
 namespace millrace {
 
-// Reason and retryable of an error: the payloads of common/error_reason.h, or what follows from the code. Then
-// UNAVAILABLE, RESOURCE_EXHAUSTED and DEADLINE_EXCEEDED may be retried.
+// Reason and retryable of an error: the payloads of common/error_reason.h, or what follows from the code.
+// Then UNAVAILABLE, RESOURCE_EXHAUSTED and DEADLINE_EXCEEDED may be retried.
 v1::ErrorDetail DetailOf(const absl::Status& error);
 
-// The status as the client gets it. Codes that no RPC documents become INTERNAL. The message is made one line of at most
-// 1 KiB, so that it and its details fit into the 8 KiB of trailers that clients accept.
+// The status as the client gets it. Codes that no RPC documents become INTERNAL. The message is made one line
+// of at most 1 KiB, so that it and its details fit into the 8 KiB of trailers that clients accept.
 grpc::Status ToGrpcStatus(const absl::Status& status);
 
 // `text` from outside made fit for a message: escaped, at most 64 bytes of it.

@@ -31,7 +31,9 @@ Frontend::Frontend(FrontendOptions options)
   control_ = std::make_unique<ControlService>(ControlOptions());
 }
 
-Frontend::~Frontend() { Stop(); }
+Frontend::~Frontend() {
+  Stop();
+}
 
 RequestLimits Frontend::Limits() const {
   RequestLimits limits;
@@ -75,13 +77,17 @@ void Frontend::Start() {
   worker_->Start(engine_);
 }
 
-void Frontend::BeginDrain() { registry_.Close(); }
+void Frontend::BeginDrain() {
+  registry_.Close();
+}
 
 void Frontend::CancelAll(const absl::Status& why) {
   for (const std::shared_ptr<GenerateStream>& stream : registry_.All()) stream->RequestEnd(why);
 }
 
-bool Frontend::WaitIdle(absl::Duration timeout) const { return registry_.WaitIdle(timeout); }
+bool Frontend::WaitIdle(absl::Duration timeout) const {
+  return registry_.WaitIdle(timeout);
+}
 
 void Frontend::Stop() {
   BeginDrain();

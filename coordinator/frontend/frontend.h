@@ -47,11 +47,12 @@ struct FrontendOptions {
   const Clock* clock = &Clock::Steady();
 };
 
-// Owns the two services, the text thread and the state of live requests. Thread: one that starts and stops the program, but
-// for sink(), which is the engine's, and the services, which are gRPC's.
+// Owns the two services, the text thread and the state of live requests. Thread: one that starts and stops
+// the program, but for sink(), which is the engine's, and the services, which are gRPC's.
 //
-// Starting: SetEngine, Start, then build the server. Stopping: BeginDrain; WaitIdle for the grace time; CancelAll; WaitIdle
-// again; Stop; then shut the server down, then the engine. The server is gone before the Frontend is.
+// Starting: SetEngine, Start, then build the server. Stopping: BeginDrain; WaitIdle for the grace time;
+// CancelAll; WaitIdle again; Stop; then shut the server down, then the engine. The server is gone before the
+// Frontend is.
 class Frontend {
  public:
   explicit Frontend(FrontendOptions options);
@@ -59,8 +60,8 @@ class Frontend {
   Frontend(const Frontend&) = delete;
   Frontend& operator=(const Frontend&) = delete;
 
-  // Requests of more than max_input_bytes but less than this get our answer (RESOURCE_EXHAUSTED with the limit in the
-  // message); larger ones get gRPC's own RESOURCE_EXHAUSTED, without details.
+  // Requests of more than max_input_bytes but less than this get our answer (RESOURCE_EXHAUSTED with the
+  // limit in the message); larger ones get gRPC's own RESOURCE_EXHAUSTED, without details.
   static constexpr int kMaxMessageBytes = (64 << 20) + (1 << 20);
   // Registers both services and sets the message limit.
   void AddTo(grpc::ServerBuilder* builder);
@@ -79,7 +80,8 @@ class Frontend {
   bool WaitIdle(absl::Duration timeout) const;
   size_t live_requests() const { return registry_.live(); }
 
-  // BeginDrain, then ends what is left with UNAVAILABLE, without waiting for the engine, and joins the text thread.
+  // BeginDrain, then ends what is left with UNAVAILABLE, without waiting for the engine, and joins the text
+  // thread.
   void Stop();
 
  private:

@@ -21,7 +21,8 @@ absl::Time SteadyDeadline(const grpc::CallbackServerContext& context, const Cloc
 }  // namespace
 
 std::shared_ptr<GenerateStream> GenerateStream::Create(SequenceId id, grpc::CallbackServerContext* context,
-                                                       RequestRegistry* registry, GenerateStreamOptions options,
+                                                       RequestRegistry* registry,
+                                                       GenerateStreamOptions options,
                                                        EndRequested end_requested) {
   std::shared_ptr<GenerateStream> stream(
       new GenerateStream(id, context, registry, options, std::move(end_requested)));
@@ -51,13 +52,9 @@ void GenerateStream::Send(v1::GenerateEvent event) {
     mailbox_bytes_ += bytes;
     WriteOrFinish();
     too_slow = mailbox_bytes_ > options_.max_mailbox_bytes;
-    if (too_slow) {
-      DropMailbox();
-      if (context_ != nullptr) context_->TryCancel();
-    }
   }
   if (too_slow) {
-    RequestEnd(Refusal(absl::StatusCode::kCancelled, "CLIENT_TOO_SLOW",
+    CancelCall(Refusal(absl::StatusCode::kCancelled, "CLIENT_TOO_SLOW",
                        absl::StrCat("the client reads too slowly: more than ", options_.max_mailbox_bytes,
                                     " bytes of events waited for it")));
   }
@@ -89,12 +86,19 @@ void GenerateStream::CancelIfStalled(absl::Duration timeout) {
   {
     MutexLock lock(&mutex_);
     const bool waiting = writing_ || finishing_;
-    if (!waiting || context_ == nullptr || options_.clock->Now() - waiting_since_ < timeout) return;
-    DropMailbox();
-    context_->TryCancel();
+    if (!waiting || options_.clock->Now() - waiting_since_ < timeout) return;
   }
-  RequestEnd(Refusal(absl::StatusCode::kCancelled, "CLIENT_TOO_SLOW",
+  CancelCall(Refusal(absl::StatusCode::kCancelled, "CLIENT_TOO_SLOW",
                      absl::StrCat("the client has not read for ", absl::FormatDuration(timeout))));
+}
+
+// A write that is outstanding ends only with the call, so there is no way to send `why`; the owner gets it,
+// before OnCancel can give a lesser reason.
+void GenerateStream::CancelCall(absl::Status why) {
+  RequestEnd(std::move(why));
+  MutexLock lock(&mutex_);
+  DropMailbox();
+  if (context_ != nullptr) context_->TryCancel();
 }
 
 void GenerateStream::OnWriteDone(bool ok) {
@@ -127,8 +131,8 @@ void GenerateStream::OnDone() {
   registry_->StreamClosed();
 }
 
-// Only a write that is outstanding leaves events in the mailbox, so this makes fewer messages exactly when the client or
-// the network is the slower side.
+// Only a write that is outstanding leaves events in the mailbox, so this makes fewer messages exactly when
+// the client or the network is the slower side.
 bool GenerateStream::TryMerge(v1::GenerateEvent& event, size_t bytes) {
   if (mailbox_.empty() || !event.has_tokens() || !mailbox_.back().event.has_tokens()) return false;
   Waiting& last = mailbox_.back();
@@ -137,7 +141,8 @@ bool GenerateStream::TryMerge(v1::GenerateEvent& event, size_t bytes) {
   v1::TokenDelta* from = event.mutable_tokens();
   into->mutable_token_ids()->MergeFrom(from->token_ids());
   into->mutable_text()->append(from->text());
-  for (v1::PositionLogprobs& position : *from->mutable_logprobs()) *into->add_logprobs() = std::move(position);
+  for (v1::PositionLogprobs& position : *from->mutable_logprobs())
+    *into->add_logprobs() = std::move(position);
   last.bytes += bytes;
   return true;
 }

@@ -30,9 +30,10 @@ struct GenerateStreamOptions {
   size_t max_merged_bytes = size_t{64} << 10;
 };
 
-// The reactor of one Generate call. gRPC threads call the On... functions; the text thread calls Send and End; RequestEnd
-// comes from any thread. One write is outstanding at a time, events wait in the mailbox, and Finish is called exactly
-// once: after End, when the mailbox is empty. The object owns itself until gRPC is done with it.
+// The reactor of one Generate call. gRPC threads call the On... functions; the text thread calls Send and
+// End; RequestEnd comes from any thread. One write is outstanding at a time, events wait in the mailbox, and
+// Finish is called exactly once: after End, when the mailbox is empty. The object owns itself until gRPC is
+// done with it.
 class GenerateStream final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
  public:
   // Called once, from the thread of the first RequestEnd. Must not wait.
@@ -45,8 +46,10 @@ class GenerateStream final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
 
   SequenceId id() const { return id_; }
   const std::string& request_id() const { return request_id_; }
-  void set_request_id(std::string id) { request_id_ = std::move(id); }  // before any other thread sees the object
-  absl::Time deadline() const { return deadline_; }                     // of the call, on the steady clock
+  void set_request_id(std::string id) {
+    request_id_ = std::move(id);
+  }                                                  // before any other thread sees the object
+  absl::Time deadline() const { return deadline_; }  // of the call, on the steady clock
 
   // Queues an event. Dropped when the client is gone.
   void Send(v1::GenerateEvent event);
@@ -75,6 +78,7 @@ class GenerateStream final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
   GenerateStream(SequenceId id, grpc::CallbackServerContext* context, RequestRegistry* registry,
                  GenerateStreamOptions options, EndRequested end_requested);
 
+  void CancelCall(absl::Status why);
   bool TryMerge(v1::GenerateEvent& event, size_t bytes) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void WriteOrFinish() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void DropMailbox() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);

@@ -37,8 +37,9 @@ absl::Status InferenceService::Accept(const std::shared_ptr<GenerateStream>& str
   ASSIGN_OR_RETURN(v1::GenerateRequest message,
                    ParseMessage<v1::GenerateRequest>(request, options_.limits.max_message_bytes()));
   ASSIGN_OR_RETURN(CheckedRequest checked, CheckGenerateRequest(std::move(message), options_.limits));
-  stream->set_request_id(checked.request_id.empty() ? absl::StrCat("req-", absl::Hex(RandomBits(), absl::kZeroPad16))
-                                                    : std::move(checked.request_id));
+  stream->set_request_id(checked.request_id.empty()
+                             ? absl::StrCat("req-", absl::Hex(RandomBits(), absl::kZeroPad16))
+                             : std::move(checked.request_id));
   RETURN_IF_ERROR(options_.registry->Register(stream->request_id(), stream));
   const size_t bytes = checked.input.bytes();
   const absl::Status queued = options_.worker->PushJob({GenerateJob{stream, std::move(checked)}, bytes});
@@ -47,7 +48,8 @@ absl::Status InferenceService::Accept(const std::shared_ptr<GenerateStream>& str
 }
 
 grpc::ServerUnaryReactor* InferenceService::Tokenize(grpc::CallbackServerContext* context,
-                                                     const grpc::ByteBuffer* request, grpc::ByteBuffer* response) {
+                                                     const grpc::ByteBuffer* request,
+                                                     grpc::ByteBuffer* response) {
   grpc::ServerUnaryReactor* const reactor = context->DefaultReactor();
   absl::StatusOr<v1::TokenizeRequest> message =
       ParseMessage<v1::TokenizeRequest>(*request, options_.limits.max_message_bytes());

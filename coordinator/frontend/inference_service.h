@@ -23,11 +23,12 @@ struct InferenceServiceOptions {
   GenerateStreamOptions stream;
 };
 
-using RawInference = v1::Inference::WithRawCallbackMethod_Generate<
-    v1::Inference::WithRawCallbackMethod_Tokenize<v1::Inference::WithRawCallbackMethod_Detokenize<v1::Inference::Service>>>;
+using RawInference =
+    v1::Inference::WithRawCallbackMethod_Generate<v1::Inference::WithRawCallbackMethod_Tokenize<
+        v1::Inference::WithRawCallbackMethod_Detokenize<v1::Inference::Service>>>;
 
-// Thread: gRPC's, any number at once. Checks what arrives and hands it to the text thread; small Tokenize and Detokenize
-// calls are answered here.
+// Thread: gRPC's, any number at once. Checks what arrives and hands it to the text thread; small Tokenize and
+// Detokenize calls are answered here.
 class InferenceService final : public RawInference {
  public:
   explicit InferenceService(const InferenceServiceOptions& options) : options_(options) {}
@@ -42,7 +43,8 @@ class InferenceService final : public RawInference {
  private:
   absl::Status Accept(const std::shared_ptr<GenerateStream>& stream, const grpc::ByteBuffer& request);
   absl::StatusOr<v1::TokenizeResponse> TokenizeNow(PromptInput input) const;
-  absl::StatusOr<v1::DetokenizeResponse> DetokenizeNow(const std::vector<TokenId>& ids, bool skip_special) const;
+  absl::StatusOr<v1::DetokenizeResponse> DetokenizeNow(const std::vector<TokenId>& ids,
+                                                       bool skip_special) const;
   void RunOrQueue(size_t input_bytes, UnaryJob job);
 
   const InferenceServiceOptions options_;

@@ -10,7 +10,8 @@
 
 namespace millrace {
 
-absl::Status RequestRegistry::Register(const std::string& request_id, std::shared_ptr<GenerateStream> stream) {
+absl::Status RequestRegistry::Register(const std::string& request_id,
+                                       std::shared_ptr<GenerateStream> stream) {
   MutexLock lock(&mutex_);
   if (closed_) {
     return RetryLater(absl::StatusCode::kUnavailable, "SHUTTING_DOWN",

@@ -16,8 +16,8 @@ namespace millrace {
 
 class GenerateStream;
 
-// Thread: any. A request is live from Register to Remove; a stream is open from StreamOpened until its gRPC call is done,
-// which comes later.
+// Thread: any. A request is live from Register to Remove; a stream is open from StreamOpened until its gRPC
+// call is done, which comes later.
 class RequestRegistry {
  public:
   // ALREADY_EXISTS REQUEST_ID_IN_USE; UNAVAILABLE SHUTTING_DOWN after Close.
@@ -41,7 +41,9 @@ class RequestRegistry {
   size_t live() const;
 
  private:
-  bool IdleLocked() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return live_.empty() && open_streams_ == 0; }
+  bool IdleLocked() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    return live_.empty() && open_streams_ == 0;
+  }
 
   mutable Mutex mutex_;
   mutable CondVar changed_;

@@ -24,12 +24,14 @@ absl::Status CheckTokenId(absl::string_view where, uint32_t id, const RequestLim
 }
 
 // Written so that NaN fails.
-absl::Status CheckBetween(absl::string_view name, float value, float low, float high, absl::string_view reason) {
+absl::Status CheckBetween(absl::string_view name, float value, float low, float high,
+                          absl::string_view reason) {
   if (value >= low && value <= high) return absl::OkStatus();
   return Invalid(reason, name, " is ", value, "; it must lie in [", low, ", ", high, "]");
 }
 
-absl::Status CheckTokenIds(const google::protobuf::RepeatedField<uint32_t>& ids, const RequestLimits& limits) {
+absl::Status CheckTokenIds(const google::protobuf::RepeatedField<uint32_t>& ids,
+                           const RequestLimits& limits) {
   for (int i = 0; i < ids.size(); ++i) {
     if (ids[i] >= limits.vocabulary_size) {
       return CheckTokenId(absl::StrCat("token_ids[", i, "]"), ids[i], limits, "TOKEN_OUT_OF_RANGE");
@@ -45,10 +47,12 @@ absl::StatusOr<std::vector<ChatTurn>> CheckChat(v1::Chat& chat, const RequestLim
   if (chat.messages().empty()) return Invalid("EMPTY_PROMPT", "chat has no messages; send at least 1");
   const size_t count = static_cast<size_t>(chat.messages_size());
   if (count > limits.max_chat_messages) {
-    return Invalid("TOO_MANY_MESSAGES", "chat has ", count, " messages; the limit is ", limits.max_chat_messages);
+    return Invalid("TOO_MANY_MESSAGES", "chat has ", count, " messages; the limit is ",
+                   limits.max_chat_messages);
   }
   size_t bytes = 0;
-  for (const v1::ChatMessage& message : chat.messages()) bytes += message.role().size() + message.content().size();
+  for (const v1::ChatMessage& message : chat.messages())
+    bytes += message.role().size() + message.content().size();
   RETURN_IF_ERROR(CheckSize("chat", bytes, limits.max_input_bytes));
   std::vector<ChatTurn> turns;
   turns.reserve(count);
@@ -140,10 +144,12 @@ absl::Status CheckPenalties(const v1::Sampling& sampling, SamplingOptions& out) 
   if (sampling.has_frequency_penalty()) out.frequency_penalty = sampling.frequency_penalty();
   RETURN_IF_ERROR(
       CheckBetween("sampling.presence_penalty", out.presence_penalty, -2, 2, "INVALID_PRESENCE_PENALTY"));
-  return CheckBetween("sampling.frequency_penalty", out.frequency_penalty, -2, 2, "INVALID_FREQUENCY_PENALTY");
+  return CheckBetween("sampling.frequency_penalty", out.frequency_penalty, -2, 2,
+                      "INVALID_FREQUENCY_PENALTY");
 }
 
-absl::Status CheckSampling(const v1::Sampling& sampling, const RequestLimits& limits, CheckedRequest& checked) {
+absl::Status CheckSampling(const v1::Sampling& sampling, const RequestLimits& limits,
+                           CheckedRequest& checked) {
   SamplingOptions& out = checked.sampling;
   if (sampling.has_temperature()) out.temperature = sampling.temperature();
   if (!(out.temperature >= 0) || !std::isfinite(out.temperature)) {
@@ -165,14 +171,14 @@ absl::Status CheckSampling(const v1::Sampling& sampling, const RequestLimits& li
 
 absl::Status CheckStopStrings(v1::Stop& stop, CheckedRequest& checked) {
   if (static_cast<size_t>(stop.strings_size()) > kMaxStopStrings) {
-    return Invalid("INVALID_STOP_STRINGS", "stop.strings has ", stop.strings_size(), " entries; the limit is ",
-                   kMaxStopStrings);
+    return Invalid("INVALID_STOP_STRINGS", "stop.strings has ", stop.strings_size(),
+                   " entries; the limit is ", kMaxStopStrings);
   }
   for (int i = 0; i < stop.strings_size(); ++i) {
     const size_t bytes = stop.strings(i).size();
     if (bytes == 0 || bytes > kMaxStopStringBytes) {
-      return Invalid("INVALID_STOP_STRINGS", "stop.strings[", i, "] has ", bytes, " bytes; it must have 1 to ",
-                     kMaxStopStringBytes);
+      return Invalid("INVALID_STOP_STRINGS", "stop.strings[", i, "] has ", bytes,
+                     " bytes; it must have 1 to ", kMaxStopStringBytes);
     }
     checked.stop_strings.push_back(std::move(*stop.mutable_strings(i)));
   }
@@ -182,8 +188,9 @@ absl::Status CheckStopStrings(v1::Stop& stop, CheckedRequest& checked) {
 absl::Status CheckStop(v1::Stop& stop, const RequestLimits& limits, CheckedRequest& checked) {
   if (stop.has_max_tokens()) {
     if (stop.max_tokens() == 0) {
-      return Invalid("INVALID_MAX_TOKENS",
-                     "stop.max_tokens is 0; it must be at least 1 (leave it out for the rest of the context)");
+      return Invalid(
+          "INVALID_MAX_TOKENS",
+          "stop.max_tokens is 0; it must be at least 1 (leave it out for the rest of the context)");
     }
     checked.max_tokens = stop.max_tokens();
   }
@@ -194,12 +201,12 @@ absl::Status CheckStop(v1::Stop& stop, const RequestLimits& limits, CheckedReque
   }
   RETURN_IF_ERROR(CheckStopStrings(stop, checked));
   if (static_cast<size_t>(stop.token_ids_size()) > kMaxStopTokens) {
-    return Invalid("INVALID_STOP_TOKENS", "stop.token_ids has ", stop.token_ids_size(), " entries; the limit is ",
-                   kMaxStopTokens);
+    return Invalid("INVALID_STOP_TOKENS", "stop.token_ids has ", stop.token_ids_size(),
+                   " entries; the limit is ", kMaxStopTokens);
   }
   for (int i = 0; i < stop.token_ids_size(); ++i) {
-    RETURN_IF_ERROR(
-        CheckTokenId(absl::StrCat("stop.token_ids[", i, "]"), stop.token_ids(i), limits, "INVALID_STOP_TOKENS"));
+    RETURN_IF_ERROR(CheckTokenId(absl::StrCat("stop.token_ids[", i, "]"), stop.token_ids(i), limits,
+                                 "INVALID_STOP_TOKENS"));
   }
   checked.stop_token_ids.assign(stop.token_ids().begin(), stop.token_ids().end());
   checked.ignore_eos = stop.ignore_eos();
@@ -217,11 +224,13 @@ size_t PromptInput::bytes() const {
   if (const auto* text = std::get_if<std::string>(&value)) return text->size();
   if (const auto* ids = std::get_if<std::vector<TokenId>>(&value)) return ids->size() * sizeof(TokenId);
   size_t bytes = 0;
-  for (const ChatTurn& turn : std::get<std::vector<ChatTurn>>(value)) bytes += turn.role.size() + turn.content.size();
+  for (const ChatTurn& turn : std::get<std::vector<ChatTurn>>(value))
+    bytes += turn.role.size() + turn.content.size();
   return bytes;
 }
 
-absl::StatusOr<CheckedRequest> CheckGenerateRequest(v1::GenerateRequest request, const RequestLimits& limits) {
+absl::StatusOr<CheckedRequest> CheckGenerateRequest(v1::GenerateRequest request,
+                                                    const RequestLimits& limits) {
   CheckedRequest checked;
   RETURN_IF_ERROR(CheckRequestId(request.request_id()));
   checked.request_id = std::move(*request.mutable_request_id());
@@ -268,8 +277,8 @@ absl::StatusOr<std::vector<TokenId>> CheckDetokenizeRequest(const v1::Detokenize
 absl::Status CheckPromptTokens(size_t tokens, const RequestLimits& limits) {
   if (tokens == 0) return Invalid("EMPTY_PROMPT", "the prompt has no tokens; send at least 1");
   if (tokens < limits.context_tokens) return absl::OkStatus();
-  return Invalid("PROMPT_TOO_LONG", "the prompt has ", tokens, " tokens; the context has ", limits.context_tokens,
-                 " and at least 1 must be left, so shorten the prompt to ",
+  return Invalid("PROMPT_TOO_LONG", "the prompt has ", tokens, " tokens; the context has ",
+                 limits.context_tokens, " and at least 1 must be left, so shorten the prompt to ",
                  limits.context_tokens == 0 ? 0 : limits.context_tokens - 1, " tokens");
 }
 

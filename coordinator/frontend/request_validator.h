@@ -25,7 +25,8 @@ struct RequestLimits {
   size_t max_input_bytes = size_t{1} << 20;
   size_t max_chat_messages = 4096;
 
-  // Of a whole serialised request: nothing larger can be within the other limits. Checked before it is parsed.
+  // Of a whole serialised request: nothing larger can be within the other limits. Checked before it is
+  // parsed.
   size_t max_message_bytes() const { return 4 * max_input_bytes + (size_t{256} << 10); }
 };
 
@@ -58,11 +59,13 @@ struct CheckedRequest {
 };
 
 // Errors, each with a reason (error_detail.h):
-//   INVALID_ARGUMENT    NO_INPUT, EMPTY_PROMPT, PROMPT_TOO_LONG (token ids), TOKEN_OUT_OF_RANGE, UNKNOWN_ROLE,
-//                       TOO_MANY_MESSAGES, NO_CHAT_TEMPLATE, INVALID_REQUEST_ID, INVALID_TEMPERATURE, INVALID_TOP_P,
-//                       INVALID_MIN_P, INVALID_REPETITION_PENALTY, INVALID_PRESENCE_PENALTY, INVALID_FREQUENCY_PENALTY,
-//                       INVALID_LOGIT_BIAS, INVALID_MAX_TOKENS, INVALID_MIN_TOKENS, INVALID_STOP_STRINGS,
-//                       INVALID_STOP_TOKENS, INVALID_LOGPROBS, INVALID_PROMPT_LOGPROBS
+//   INVALID_ARGUMENT    NO_INPUT, EMPTY_PROMPT, PROMPT_TOO_LONG (token ids), TOKEN_OUT_OF_RANGE,
+//   UNKNOWN_ROLE,
+//                       TOO_MANY_MESSAGES, NO_CHAT_TEMPLATE, INVALID_REQUEST_ID, INVALID_TEMPERATURE,
+//                       INVALID_TOP_P, INVALID_MIN_P, INVALID_REPETITION_PENALTY, INVALID_PRESENCE_PENALTY,
+//                       INVALID_FREQUENCY_PENALTY, INVALID_LOGIT_BIAS, INVALID_MAX_TOKENS,
+//                       INVALID_MIN_TOKENS, INVALID_STOP_STRINGS, INVALID_STOP_TOKENS, INVALID_LOGPROBS,
+//                       INVALID_PROMPT_LOGPROBS
 //   RESOURCE_EXHAUSTED  INPUT_TOO_LARGE
 absl::StatusOr<CheckedRequest> CheckGenerateRequest(v1::GenerateRequest request, const RequestLimits& limits);
 
@@ -73,7 +76,8 @@ absl::StatusOr<PromptInput> CheckTokenizeRequest(v1::TokenizeRequest request, co
 absl::StatusOr<std::vector<TokenId>> CheckDetokenizeRequest(const v1::DetokenizeRequest& request,
                                                             const RequestLimits& limits);
 
-// INVALID_ARGUMENT PROMPT_TOO_LONG unless a prompt of so many tokens leaves room for one more; EMPTY_PROMPT for none.
+// INVALID_ARGUMENT PROMPT_TOO_LONG unless a prompt of so many tokens leaves room for one more; EMPTY_PROMPT
+// for none.
 absl::Status CheckPromptTokens(size_t tokens, const RequestLimits& limits);
 
 // RESOURCE_EXHAUSTED INPUT_TOO_LARGE if `got` exceeds `limit`; `what` begins the message.

@@ -1,5 +1,5 @@
-// Protobuf messages to and from the raw bytes of a call. The services take raw bytes so that a request's size is checked
-// before it is parsed, and so that one that cannot be parsed gets a status with a reason.
+// Protobuf messages to and from the raw bytes of a call. The services take raw bytes so that a request's size
+// is checked before it is parsed, and so that one that cannot be parsed gets a status with a reason.
 #pragma once
 
 #include <grpcpp/impl/codegen/proto_utils.h>
@@ -19,7 +19,8 @@
 
 namespace millrace {
 
-// RESOURCE_EXHAUSTED INPUT_TOO_LARGE; INVALID_ARGUMENT MALFORMED_REQUEST (a string that is not UTF-8 among it).
+// RESOURCE_EXHAUSTED INPUT_TOO_LARGE; INVALID_ARGUMENT MALFORMED_REQUEST (a string that is not UTF-8 among
+// it).
 template <typename Message>
 absl::StatusOr<Message> ParseMessage(const grpc::ByteBuffer& bytes, size_t max_bytes) {
   RETURN_IF_ERROR(CheckSize("the request", bytes.Length(), max_bytes));
@@ -46,7 +47,8 @@ grpc::ByteBuffer SerializeMessage(const Message& message) {
 
 // Ends a unary call with `answer`.
 template <typename Response>
-void Answer(const absl::StatusOr<Response>& answer, grpc::ByteBuffer* response, grpc::ServerUnaryReactor* reactor) {
+void Answer(const absl::StatusOr<Response>& answer, grpc::ByteBuffer* response,
+            grpc::ServerUnaryReactor* reactor) {
   if (answer.ok()) *response = SerializeMessage(*answer);
   reactor->Finish(ToGrpcStatus(answer.status()));
 }

@@ -114,7 +114,8 @@ v1::Finished SequenceText::Summary(const SequenceFinished& finished) const {
     summary.mutable_matched_stop()->set_text(options_.stop_strings[*matched_stop_]);
   } else {
     summary.set_reason(millrace::ToProto(finished.reason));
-    if (finished.matched_token.has_value()) summary.mutable_matched_stop()->set_token_id(*finished.matched_token);
+    if (finished.matched_token.has_value())
+      summary.mutable_matched_stop()->set_token_id(*finished.matched_token);
   }
   v1::Usage* usage = summary.mutable_usage();
   usage->set_prompt_tokens(finished.prompt_tokens);

@@ -21,7 +21,8 @@ namespace millrace {
 struct SequenceTextOptions {
   uint32_t min_tokens = 0;  // no stop string is matched before so many tokens
   std::vector<std::string> stop_strings;
-  absl::flat_hash_set<TokenId> stop_tokens;  // end the sequence and give no text: stop and end-of-sequence tokens
+  absl::flat_hash_set<TokenId>
+      stop_tokens;  // end the sequence and give no text: stop and end-of-sequence tokens
   uint64_t prompt_characters = 0;
 };
 
@@ -41,8 +42,8 @@ class SequenceText {
   // INTERNAL: an id outside the vocabulary.
   absl::StatusOr<v1::GenerateEvent> OnPromptLogprobs(const PromptLogprobsReady& ready) const;
 
-  // What ends the stream: what was held back, if anything, and Finished. A stop string that matched overrides the reason
-  // and the count of `finished`.
+  // What ends the stream: what was held back, if anything, and Finished. A stop string that matched overrides
+  // the reason and the count of `finished`.
   std::vector<v1::GenerateEvent> OnFinished(const SequenceFinished& finished);
 
   bool matched() const { return matched_stop_.has_value(); }

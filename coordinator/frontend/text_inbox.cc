@@ -16,9 +16,9 @@ absl::Status TextInbox::PushJob(TextJob&& job) {
   }
   if (jobs_.size() >= limits_.max_jobs || job.input_bytes > limits_.max_job_bytes - job_bytes_) {
     return RetryLater(absl::StatusCode::kResourceExhausted, "QUEUE_FULL",
-                      absl::StrCat("too much waits to be tokenized: ", jobs_.size(), " requests of ", job_bytes_,
-                                   " bytes; the limits are ", limits_.max_jobs, " and ", limits_.max_job_bytes,
-                                   "; retry after a pause"));
+                      absl::StrCat("too much waits to be tokenized: ", jobs_.size(), " requests of ",
+                                   job_bytes_, " bytes; the limits are ", limits_.max_jobs, " and ",
+                                   limits_.max_job_bytes, "; retry after a pause"));
   }
   job_bytes_ += job.input_bytes;
   jobs_.push_back(std::move(job));
@@ -49,7 +49,8 @@ void TextInbox::PushEndRequest(SequenceId id) {
 TextInbox::Batch TextInbox::Take(absl::Duration timeout) {
   Batch batch;
   MutexLock lock(&mutex_);
-  if (actions_.empty() && end_requests_.empty() && jobs_.empty() && !closed_) changed_.WaitFor(&mutex_, timeout);
+  if (actions_.empty() && end_requests_.empty() && jobs_.empty() && !closed_)
+    changed_.WaitFor(&mutex_, timeout);
   batch.actions.swap(actions_);
   batch.end_requests.swap(end_requests_);
   if (!jobs_.empty()) {

@@ -35,14 +35,14 @@ struct TextJob {
 struct TextInboxLimits {
   size_t max_jobs = 1024;
   size_t max_job_bytes = size_t{64} << 20;  // of inputs that wait
-  // The engine pauses from here on. What it then has in flight still comes, so this is not the most there can be: that is
-  // this plus one action for each row in flight.
+  // The engine pauses from here on. What it then has in flight still comes, so this is not the most there can
+  // be: that is this plus one action for each row in flight.
   size_t max_actions = 4096;
 };
 
-// A queue with three kinds of items, because they differ in what may be refused: jobs may (bounded by number and bytes),
-// the engine's actions may not (bounded by HasRoom), requests to end may not (bounded by the number of live requests).
-// Thread: any to push; text to take.
+// A queue with three kinds of items, because they differ in what may be refused: jobs may (bounded by number
+// and bytes), the engine's actions may not (bounded by HasRoom), requests to end may not (bounded by the
+// number of live requests). Thread: any to push; text to take.
 class TextInbox {
  public:
   explicit TextInbox(TextInboxLimits limits) : limits_(limits) {}

@@ -31,7 +31,9 @@ v1::GenerateEvent StartedEvent(const GenerateStream& stream, const SequenceReque
 
 TextWorker::TextWorker(const TextWorkerOptions& options) : options_(options), inbox_(options.inbox) {}
 
-TextWorker::~TextWorker() { Stop(); }
+TextWorker::~TextWorker() {
+  Stop();
+}
 
 void TextWorker::Start(EnginePort* engine) {
   MILLRACE_CHECK(engine != nullptr && !thread_.joinable());
@@ -45,7 +47,8 @@ void TextWorker::Stop() {
 }
 
 void TextWorker::Run() {
-  const absl::Duration tick = std::clamp(options_.slow_client_timeout / 4, absl::Milliseconds(5), absl::Seconds(1));
+  const absl::Duration tick =
+      std::clamp(options_.slow_client_timeout / 4, absl::Milliseconds(5), absl::Seconds(1));
   next_stall_check_ = Clock::Steady().Now() + tick;
   while (true) {
     TextInbox::Batch batch = inbox_.Take(tick);
@@ -122,9 +125,9 @@ absl::Status TextWorker::Submit(GenerateJob& job, EncodedPrompt prompt) {
   RETURN_IF_ERROR(engine_->Submit(std::move(request)));
   job.stream->Send(std::move(started));
   const SequenceId id = job.stream->id();
-  live_.emplace(id, std::make_unique<Live>(Live{std::move(job.stream),
-                                                SequenceText(options_.tokenizer, std::move(text)),
-                                                absl::OkStatus()}));
+  live_.emplace(
+      id, std::make_unique<Live>(Live{std::move(job.stream),
+                                      SequenceText(options_.tokenizer, std::move(text)), absl::OkStatus()}));
   return absl::OkStatus();
 }
 

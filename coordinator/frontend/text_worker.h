@@ -32,12 +32,13 @@ struct TextWorkerOptions {
   absl::Duration slow_client_timeout;
 };
 
-// Owns all text state of live requests; nothing of it is seen by another thread. The engine calls TokenSink, gRPC threads
-// push jobs and requests to end; everything else happens on the thread that Start makes.
+// Owns all text state of live requests; nothing of it is seen by another thread. The engine calls TokenSink,
+// gRPC threads push jobs and requests to end; everything else happens on the thread that Start makes.
 //
-// A request goes: job -> tokenized, submitted to the engine, Started sent -> deltas -> SequenceFinished, ended. A request to
-// end it (client gone, Abort, drain) before Submit ends it at once; after Submit the engine is told, nothing more is sent, and
-// it ends with SequenceFinished, when nothing of it is left anywhere.
+// A request goes: job -> tokenized, submitted to the engine, Started sent -> deltas -> SequenceFinished,
+// ended. A request to end it (client gone, Abort, drain) before Submit ends it at once; after Submit the
+// engine is told, nothing more is sent, and it ends with SequenceFinished, when nothing of it is left
+// anywhere.
 class TextWorker final : public TokenSink {
  public:
   explicit TextWorker(const TextWorkerOptions& options);
