@@ -36,8 +36,8 @@ absl::StatusOr<jinja::Value> MakeMessages(const std::vector<ChatTurn>& turns, ji
 }
 
 // The variables transformers passes to a template when it is given messages only.
-absl::Status SetGlobals(const std::vector<ChatTurn>& turns, const ChatTemplateOptions& options, jinja::Runtime* runtime,
-                        jinja::Scope* globals) {
+absl::Status SetGlobals(const std::vector<ChatTurn>& turns, const ChatTemplateOptions& options,
+                        jinja::Runtime* runtime, jinja::Scope* globals) {
   auto& variables = globals->variables;
   ASSIGN_OR_RETURN(variables["messages"], MakeMessages(turns, runtime));
   ASSIGN_OR_RETURN(variables["bos_token"], runtime->MakeText(options.bos_text));
@@ -72,8 +72,9 @@ absl::StatusOr<RenderedChat> ChatTemplate::Render(const std::vector<ChatTurn>& t
   ASSIGN_OR_RETURN(jinja::Scope * top, runtime.MakeScope(globals));
   ASSIGN_OR_RETURN(jinja::Text text, jinja::Interpreter(&runtime).Run(impl_->parsed, top));
   if (text.size() > kMaxRenderedBytes) {
-    return absl::ResourceExhaustedError(absl::StrCat("chat template: ", text.size(), " bytes of output, limit ",
-                                                     kMaxRenderedBytes, "; send fewer or shorter messages"));
+    return absl::ResourceExhaustedError(absl::StrCat("chat template: ", text.size(),
+                                                     " bytes of output, limit ", kMaxRenderedBytes,
+                                                     "; send fewer or shorter messages"));
   }
   return RenderedChat{text.bytes(), text.untrusted()};
 }

@@ -1,4 +1,5 @@
-// The chat template of a model file: a Jinja program run by a small interpreter of ours, limited in steps and size.
+// The chat template of a model file: a Jinja program run by a small interpreter of ours, limited in steps and
+// size.
 #pragma once
 
 #include <ctime>
@@ -22,12 +23,14 @@ struct ChatTemplateOptions {
   std::string bos_text;
   std::string eos_text;
   bool add_generation_prompt = true;
-  std::optional<std::tm> local_time;  // what templates that print the date see; absent: the clock and zone of the system
+  std::optional<std::tm>
+      local_time;  // what templates that print the date see; absent: the clock and zone of the system
 };
 
 struct RenderedChat {
   std::string text;
-  // Where `text` came from ChatTurn fields rather than from the template: control tokens are not recognised there.
+  // Where `text` came from ChatTurn fields rather than from the template: control tokens are not recognised
+  // there.
   std::vector<TextRange> literal_ranges;  // sorted, disjoint
 };
 
@@ -40,7 +43,8 @@ class ChatTemplate {
 
   // INVALID_ARGUMENT: the template raised an exception (its own message) or failed, with the line.
   // RESOURCE_EXHAUSTED: too many steps, or output past `kMaxRenderedBytes`.
-  absl::StatusOr<RenderedChat> Render(const std::vector<ChatTurn>& turns, const ChatTemplateOptions& options) const;
+  absl::StatusOr<RenderedChat> Render(const std::vector<ChatTurn>& turns,
+                                      const ChatTemplateOptions& options) const;
 
   static constexpr size_t kMaxRenderedBytes = 8 << 20;
 

@@ -67,7 +67,7 @@ struct Expr {
   std::vector<ExprPointer> children;
   std::vector<Operator> operators;
   std::vector<std::pair<std::string, ExprPointer>> keywords;  // of calls, filters and tests
-  const Builtin* builtin = nullptr;                           // of filters and tests; null: fails when it is reached
+  const Builtin* builtin = nullptr;  // of filters and tests; null: fails when it is reached
 };
 
 enum class StmtKind : uint8_t {
@@ -111,7 +111,7 @@ struct Stmt {
   std::vector<Parameter> parameters;
   std::vector<std::pair<ExprPointer, ExprPointer>> assignments;
   std::vector<Stmt> body;
-  std::vector<Stmt> otherwise;    // of a for: its else
+  std::vector<Stmt> otherwise;   // of a for: its else
   std::vector<Branch> branches;  // of an if
 };
 

@@ -33,16 +33,18 @@ absl::StatusOr<Value> CallBuiltin(Runtime& runtime, const Builtin& builtin, cons
   if (builtin.parameters == "*") return builtin.function(call);
   ParameterList parameters = ParseParameters(builtin.parameters);
   if (arguments.positional.size() > parameters.names.size()) {
-    return runtime.Error(absl::StrCat(builtin.name, ": ", arguments.positional.size(), " arguments, takes at most ",
-                                      parameters.names.size()));
+    return runtime.Error(absl::StrCat(builtin.name, ": ", arguments.positional.size(),
+                                      " arguments, takes at most ", parameters.names.size()));
   }
   call.bound.resize(parameters.names.size());
   for (size_t i = 0; i < arguments.positional.size(); ++i) call.bound[i] = &arguments.positional[i];
   for (const auto& [name, value] : arguments.keywords) {
     size_t i = 0;
     while (i < parameters.names.size() && parameters.names[i] != name) ++i;
-    if (i == parameters.names.size()) return runtime.Error(absl::StrCat(builtin.name, ": no argument '", name, "'"));
-    if (call.bound[i] != nullptr) return runtime.Error(absl::StrCat(builtin.name, ": argument '", name, "' given twice"));
+    if (i == parameters.names.size())
+      return runtime.Error(absl::StrCat(builtin.name, ": no argument '", name, "'"));
+    if (call.bound[i] != nullptr)
+      return runtime.Error(absl::StrCat(builtin.name, ": argument '", name, "' given twice"));
     call.bound[i] = &value;
   }
   for (size_t i = 0; i < parameters.names.size(); ++i) {

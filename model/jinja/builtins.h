@@ -33,7 +33,8 @@ using NativeFunction = absl::StatusOr<Value> (*)(const Invocation&);
 
 struct Builtin {
   absl::string_view name;
-  // Names in order, separated by a blank, with a "?" behind those that may be left out; "*": takes raw arguments.
+  // Names in order, separated by a blank, with a "?" behind those that may be left out; "*": takes raw
+  // arguments.
   absl::string_view parameters;
   NativeFunction function;
 };
@@ -51,7 +52,9 @@ absl::Span<const Builtin> TextFilters();
 absl::Span<const Builtin> SequenceFilters();
 absl::Span<const Builtin> ValueFilters();
 
-// Binds the arguments to the row's parameters and runs it. INVALID_ARGUMENT: missing, unknown or too many arguments.
-absl::StatusOr<Value> CallBuiltin(Runtime& runtime, const Builtin& builtin, const Value& self, const Arguments& arguments);
+// Binds the arguments to the row's parameters and runs it. INVALID_ARGUMENT: missing, unknown or too many
+// arguments.
+absl::StatusOr<Value> CallBuiltin(Runtime& runtime, const Builtin& builtin, const Value& self,
+                                  const Arguments& arguments);
 
 }  // namespace millrace::jinja

@@ -9,7 +9,8 @@ namespace millrace::jinja {
 
 Interpreter::Result Interpreter::Eval(const Expr& expr, Scope* scope) {
   RETURN_IF_ERROR(runtime_.Step());
-  if (++depth_ > kMaxDepth) return runtime_.Exhausted(absl::StrCat("nested more than ", kMaxDepth, " levels deep"));
+  if (++depth_ > kMaxDepth)
+    return runtime_.Exhausted(absl::StrCat("nested more than ", kMaxDepth, " levels deep"));
   Result value = EvalNode(expr, scope);
   --depth_;
   return value;
@@ -87,7 +88,8 @@ Interpreter::Result Interpreter::EvalList(const Expr& expr, Scope* scope) {
     ASSIGN_OR_RETURN(Value item, Eval(*child, scope));
     items.push_back(std::move(item));
   }
-  return runtime_.MakeList(std::move(items), expr.kind == ExprKind::kTuple ? ListKind::kTuple : ListKind::kList);
+  return runtime_.MakeList(std::move(items),
+                           expr.kind == ExprKind::kTuple ? ListKind::kTuple : ListKind::kList);
 }
 
 Interpreter::Result Interpreter::EvalDict(const Expr& expr, Scope* scope) {
@@ -107,7 +109,8 @@ Interpreter::Result Interpreter::EvalItem(const Expr& expr, Scope* scope) {
   runtime_.set_line(expr.line);
   ASSIGN_OR_RETURN(Value item, runtime_.Item(object, key));
   // A constant key lives as long as the template, so that a later error can name it.
-  bool named = item.is_undefined() && key_expr.kind == ExprKind::kConstant && key_expr.constant.text() != nullptr;
+  bool named =
+      item.is_undefined() && key_expr.kind == ExprKind::kConstant && key_expr.constant.text() != nullptr;
   return named ? Value(Undefined{key_expr.constant.text()->bytes(), object.TypeName()}) : item;
 }
 
@@ -193,7 +196,8 @@ Interpreter::Result Interpreter::EvalBuiltin(const Expr& expr, Scope* scope, con
   ASSIGN_OR_RETURN(Arguments arguments, EvalArguments(expr, scope));
   runtime_.set_line(expr.line);
   if (expr.builtin == nullptr) {
-    return runtime_.Error(absl::StrCat("no ", expr.kind == ExprKind::kTest ? "test" : "filter", " named '", expr.name, "'"));
+    return runtime_.Error(
+        absl::StrCat("no ", expr.kind == ExprKind::kTest ? "test" : "filter", " named '", expr.name, "'"));
   }
   return CallBuiltin(runtime_, *expr.builtin, self, arguments);
 }
@@ -214,6 +218,7 @@ Interpreter::Result Interpreter::Call(const Value& callee, const Arguments& argu
 
 absl::Status Interpreter::BindParameters(const Stmt& macro, const Arguments& arguments, Scope* inner) {
   const std::vector<Parameter>& parameters = macro.parameters;
+  RETURN_IF_ERROR(runtime_.Step(static_cast<int64_t>(parameters.size() * (1 + arguments.keywords.size()))));
   if (arguments.positional.size() > parameters.size()) {
     return runtime_.Error(absl::StrCat("macro ", macro.name, ": ", arguments.positional.size(),
                                        " arguments, takes at most ", parameters.size()));
@@ -240,7 +245,8 @@ absl::Status Interpreter::BindParameters(const Stmt& macro, const Arguments& arg
   return absl::OkStatus();
 }
 
-Interpreter::Result Interpreter::CallMacro(const Callable& callable, const Arguments& arguments, const Value* caller) {
+Interpreter::Result Interpreter::CallMacro(const Callable& callable, const Arguments& arguments,
+                                           const Value* caller) {
   ASSIGN_OR_RETURN(Scope * inner, runtime_.MakeScope(callable.scope));
   RETURN_IF_ERROR(BindParameters(*callable.macro, arguments, inner));
   if (caller != nullptr) inner->variables["caller"] = *caller;

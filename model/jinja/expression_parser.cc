@@ -10,7 +10,9 @@
 namespace millrace::jinja {
 namespace {
 
-Value ConstantText(std::string bytes) { return Value(std::make_shared<const Text>(bytes)); }
+Value ConstantText(std::string bytes) {
+  return Value(std::make_shared<const Text>(bytes));
+}
 
 }  // namespace
 
@@ -137,15 +139,16 @@ ExpressionParser::Result ExpressionParser::ParseNot() {
 
 ExpressionParser::Result ExpressionParser::ParseCompare() {
   static const std::vector<std::pair<absl::string_view, Operator>> kOperators = {
-      {"==", Operator::kEqual},   {"!=", Operator::kNotEqual},       {"<", Operator::kLess},
-      {"<=", Operator::kLessOrEqual}, {">", Operator::kGreater}, {">=", Operator::kGreaterOrEqual}};
+      {"==", Operator::kEqual},       {"!=", Operator::kNotEqual}, {"<", Operator::kLess},
+      {"<=", Operator::kLessOrEqual}, {">", Operator::kGreater},   {">=", Operator::kGreaterOrEqual}};
   ExprPointer compare = Make(ExprKind::kCompare, tokens_.line());
   ASSIGN_OR_RETURN(ExprPointer first, ParseSum());
   RETURN_IF_ERROR(Adopt(compare.get(), std::move(first)));
   while (true) {
     auto found = std::find_if(kOperators.begin(), kOperators.end(),
                               [this](const auto& row) { return tokens_.IsOperator(row.first); });
-    bool not_in = tokens_.IsName("not") && tokens_.next().kind == TokenKind::kName && tokens_.next().text == "in";
+    bool not_in =
+        tokens_.IsName("not") && tokens_.next().kind == TokenKind::kName && tokens_.next().text == "in";
     if (found == kOperators.end() && !not_in && !tokens_.IsName("in")) break;
     compare->operators.push_back(found != kOperators.end() ? found->second
                                  : not_in                  ? Operator::kNotIn

@@ -1,4 +1,5 @@
-// The half of the parser that reads expressions, by jinja2's precedence: if-else, or, and, not, comparisons, + -, ~,
+// The half of the parser that reads expressions, by jinja2's precedence: if-else, or, and, not, comparisons,
+// + -, ~,
 // * / // %, **, signs, then calls, attributes, filters and tests.
 #pragma once
 
@@ -14,11 +15,11 @@ namespace millrace::jinja {
 
 // How a list of expressions without brackets is read.
 struct TupleRules {
-  bool targets_only = false;         // names and tuples of them, as left of "=" or "in"
-  bool with_namespace = false;       // and ns.attribute
-  bool with_conditional = true;      // a if b else c
+  bool targets_only = false;          // names and tuples of them, as left of "=" or "in"
+  bool with_namespace = false;        // and ns.attribute
+  bool with_conditional = true;       // a if b else c
   bool explicit_parentheses = false;  // an empty tuple is one
-  absl::string_view end_name;        // a name that ends it
+  absl::string_view end_name;         // a name that ends it
 };
 
 class ExpressionParser {

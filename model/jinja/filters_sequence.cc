@@ -33,12 +33,14 @@ absl::StatusOr<Value> FollowPath(Runtime& runtime, Value item, const Value& path
 }
 
 // What sorts and comparisons look at: an attribute if asked for, in lower case unless case counts.
-absl::StatusOr<Value> KeyOf(Runtime& runtime, const Value& item, const Value* attribute, bool case_sensitive) {
+absl::StatusOr<Value> KeyOf(Runtime& runtime, const Value& item, const Value* attribute,
+                            bool case_sensitive) {
   Value key = item;
   if (attribute != nullptr && !attribute->is_none()) {
     ASSIGN_OR_RETURN(key, FollowPath(runtime, item, *attribute));
   }
   if (case_sensitive || key.text() == nullptr) return key;
+  RETURN_IF_ERROR(runtime.WorkOn(*key.text(), 16));
   return runtime.MakeText(Lower(*key.text()));
 }
 
@@ -48,11 +50,14 @@ absl::StatusOr<std::vector<Value>> IterateIfTrue(const Invocation& call) {
   return call.runtime.Iterate(call.self);
 }
 
-bool Flag(const Invocation& call, size_t i) { return call.Given(i) && call.runtime.Truth(call[i]); }
+bool Flag(const Invocation& call, size_t i) {
+  return call.Given(i) && call.runtime.Truth(call[i]);
+}
 
 using Keyed = std::pair<Value, Value>;  // key, item
 
-// Merges [begin, middle) and [middle, end), keeping the order of equals; the comparison may fail, so no std::sort.
+// Merges [begin, middle) and [middle, end), keeping the order of equals; the comparison may fail, so no
+// std::sort.
 absl::Status Merge(Runtime& runtime, bool reverse, const std::vector<Keyed>& from, const size_t (&bounds)[3],
                    std::vector<Keyed>* to) {
   size_t left = bounds[0];
@@ -73,7 +78,8 @@ absl::StatusOr<std::vector<Value>> SortKeyed(Runtime& runtime, std::vector<Keyed
     std::vector<Keyed> merged;
     merged.reserve(items.size());
     for (size_t begin = 0; begin < items.size(); begin += 2 * width) {
-      size_t bounds[3] = {begin, std::min(begin + width, items.size()), std::min(begin + 2 * width, items.size())};
+      size_t bounds[3] = {begin, std::min(begin + width, items.size()),
+                          std::min(begin + 2 * width, items.size())};
       RETURN_IF_ERROR(Merge(runtime, reverse, items, bounds, &merged));
     }
     items = std::move(merged);
@@ -137,7 +143,8 @@ absl::StatusOr<Value> Extreme(const Invocation& call) {
   ASSIGN_OR_RETURN(Value best_key, KeyOf(call.runtime, items[0], call.bound[1], Flag(call, 0)));
   for (size_t i = 1; i < items.size(); ++i) {
     ASSIGN_OR_RETURN(Value key, KeyOf(call.runtime, items[i], call.bound[1], Flag(call, 0)));
-    ASSIGN_OR_RETURN(bool better, kMaximum ? call.runtime.Less(best_key, key) : call.runtime.Less(key, best_key));
+    ASSIGN_OR_RETURN(bool better,
+                     kMaximum ? call.runtime.Less(best_key, key) : call.runtime.Less(key, best_key));
     if (!better) continue;
     best = i;
     best_key = std::move(key);
@@ -190,6 +197,7 @@ absl::StatusOr<Value> First(const Invocation& call) {
 }
 
 absl::StatusOr<Value> Last(const Invocation& call) {
+  if (call.self.is_undefined()) return Value();
   if (const List* list = call.self.list(); list != nullptr && list->kind != ListKind::kGenerator) {
     return list->items.empty() ? Value() : list->items.back();
   }
@@ -278,7 +286,8 @@ template <bool kKeep, bool kByAttribute>
 absl::StatusOr<Value> Select(const Invocation& call) {
   const std::vector<Value>& given = call.raw.positional;
   constexpr size_t kTestIndex = kByAttribute ? 1 : 0;
-  if (given.size() < kTestIndex) return call.runtime.Error("selectattr and rejectattr need an attribute name");
+  if (given.size() < kTestIndex)
+    return call.runtime.Error("selectattr and rejectattr need an attribute name");
   const Builtin* test = nullptr;
   if (given.size() > kTestIndex) {
     ASSIGN_OR_RETURN(test, NamedBuiltin(call.runtime, given[kTestIndex], true));
@@ -321,6 +330,8 @@ constexpr Builtin kFilters[] = {
 
 }  // namespace
 
-absl::Span<const Builtin> SequenceFilters() { return kFilters; }
+absl::Span<const Builtin> SequenceFilters() {
+  return kFilters;
+}
 
 }  // namespace millrace::jinja

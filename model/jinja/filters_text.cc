@@ -17,7 +17,7 @@ using MapText = Text (*)(const Text&);
 template <MapText kMap>
 absl::StatusOr<Value> Mapped(const Invocation& call) {
   ASSIGN_OR_RETURN(Text text, call.runtime.ToText(call.self));
-  RETURN_IF_ERROR(call.runtime.Work(8 * static_cast<int64_t>(text.size())));
+  RETURN_IF_ERROR(call.runtime.WorkOn(text, 16));
   return call.runtime.MakeText(kMap(text));
 }
 
@@ -25,6 +25,7 @@ absl::StatusOr<Value> Trim(const Invocation& call) {
   ASSIGN_OR_RETURN(Text text, call.runtime.ToText(call.self));
   if (!call.Given(0) || call[0].is_none()) return call.runtime.MakeText(Strip(text, nullptr, Side::kBoth));
   if (call[0].text() == nullptr) return call.runtime.WrongType(call[0], "the characters to trim");
+  RETURN_IF_ERROR(call.runtime.WorkOn(*call[0].text(), 64));  // it is sorted
   return call.runtime.MakeText(Strip(text, call[0].text(), Side::kBoth));
 }
 
@@ -37,12 +38,13 @@ absl::StatusOr<Value> ReplaceFilter(const Invocation& call) {
     if (!call[2].integer()) return call.runtime.WrongType(call[2], "a number of replacements");
     count = *call[2].integer();
   }
-  RETURN_IF_ERROR(call.runtime.Work(static_cast<int64_t>(text.size())));
+  RETURN_IF_ERROR(call.runtime.WorkOn(text, 16));
   return call.runtime.MakeText(Replace(text, from, to, count));
 }
 
 absl::StatusOr<Value> Indent(const Invocation& call) {
-  ASSIGN_OR_RETURN(Text text, call.runtime.ToText(call.self));
+  if (call.self.text() == nullptr) return call.runtime.WrongType(call.self, "a string to indent");
+  Text text = *call.self.text();
   Text indent("    ");
   if (call.Given(0) && call[0].text() != nullptr) {
     indent = *call[0].text();
@@ -67,7 +69,8 @@ absl::StatusOr<Value> Indent(const Invocation& call) {
 
 absl::StatusOr<Value> FormatFilter(const Invocation& call) {
   ASSIGN_OR_RETURN(Text text, call.runtime.ToText(call.self));
-  if (!call.raw.keywords.empty()) return call.runtime.Error("filter format: keyword arguments are not supported");
+  if (!call.raw.keywords.empty())
+    return call.runtime.Error("filter format: keyword arguments are not supported");
   ASSIGN_OR_RETURN(Value tuple, call.runtime.MakeList(call.raw.positional, ListKind::kTuple));
   ASSIGN_OR_RETURN(Text formatted, FormatPercent(call.runtime, text, tuple));
   return call.runtime.MakeText(std::move(formatted));
@@ -121,6 +124,8 @@ constexpr Builtin kFilters[] = {
 
 }  // namespace
 
-absl::Span<const Builtin> TextFilters() { return kFilters; }
+absl::Span<const Builtin> TextFilters() {
+  return kFilters;
+}
 
 }  // namespace millrace::jinja

@@ -86,9 +86,11 @@ absl::StatusOr<Value> Int(const Invocation& call) {
   std::optional<double> number;
   if (call.self.is_float()) number = call.self.number();
   if (const Text* text = call.self.text()) {
+    RETURN_IF_ERROR(call.runtime.WorkOn(*text, 4));
     int64_t base = 10;
     if (call.Given(1) && call[1].integer()) base = *call[1].integer();
-    if (base != 0 && (base < 2 || base > 36)) return call.runtime.Error("filter int: a base must be 0 or 2 to 36");
+    if (base != 0 && (base < 2 || base > 36))
+      return call.runtime.Error("filter int: a base must be 0 or 2 to 36");
     std::string plain = PlainNumber(*text);
     if (auto integer = ParseInteger(plain, static_cast<int>(base))) return Value(*integer);
     number = ParseFloat(plain);
@@ -102,6 +104,7 @@ absl::StatusOr<Value> Float(const Invocation& call) {
   if (call.self.is_undefined()) return call.runtime.WrongType(call.self, "a number");
   if (call.self.is_number()) return Value(call.self.number());
   if (const Text* text = call.self.text()) {
+    RETURN_IF_ERROR(call.runtime.WorkOn(*text, 4));
     if (auto number = ParseFloat(PlainNumber(*text))) return Value(*number);
   }
   return call.Given(0) ? call[0] : Value(0.0);
@@ -111,7 +114,8 @@ absl::StatusOr<Value> Abs(const Invocation& call) {
   if (!call.self.is_number()) return call.runtime.WrongType(call.self, "a number");
   auto integer = call.self.integer();
   if (!integer) return Value(std::abs(call.self.number()));
-  if (*integer == std::numeric_limits<int64_t>::min()) return call.runtime.Error("filter abs: the result exceeds 64 bits");
+  if (*integer == std::numeric_limits<int64_t>::min())
+    return call.runtime.Error("filter abs: the result exceeds 64 bits");
   return Value(std::abs(*integer));
 }
 
@@ -131,7 +135,8 @@ absl::StatusOr<Value> Round(const Invocation& call) {
     if (!call[0].integer()) return call.runtime.WrongType(call[0], "a precision");
     precision = *call[0].integer();
   }
-  if (precision < -20 || precision > 20) return call.runtime.Error("filter round: a precision must be -20 to 20");
+  if (precision < -20 || precision > 20)
+    return call.runtime.Error("filter round: a precision must be -20 to 20");
   std::string method = call.Given(1) && call[1].text() != nullptr ? call[1].text()->bytes() : "common";
   if (method == "common" && call.self.integer() && precision >= 0) return Value(*call.self.integer());
   double number = call.self.number();
@@ -147,16 +152,20 @@ absl::StatusOr<Value> Round(const Invocation& call) {
 }
 
 constexpr Builtin kFilters[] = {
-    {"abs", "", Abs},       {"count", "", Length},
+    {"abs", "", Abs},
+    {"count", "", Length},
     {"d", "default_value? boolean?", Default},
     {"default", "default_value? boolean?", Default},
     {"float", "default?", Float},
     {"int", "default? base?", Int},
-    {"length", "", Length}, {"round", "precision? method?", Round},
+    {"length", "", Length},
+    {"round", "precision? method?", Round},
 };
 
 }  // namespace
 
-absl::Span<const Builtin> ValueFilters() { return kFilters; }
+absl::Span<const Builtin> ValueFilters() {
+  return kFilters;
+}
 
 }  // namespace millrace::jinja

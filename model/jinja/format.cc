@@ -17,14 +17,16 @@ constexpr int kMaxWidth = 10'000;
 struct FieldSpec {
   std::string fill = " ";
   bool fill_untrusted = false;  // it stood in a format a user wrote
-  char align = '\0';  // < > ^ =, or none
+  char align = '\0';            // < > ^ =, or none
   char sign = '\0';
   int width = 0;
   int precision = -1;
   char type = '\0';
 };
 
-bool IsDigit(char c) { return c >= '0' && c <= '9'; }
+bool IsDigit(char c) {
+  return c >= '0' && c <= '9';
+}
 
 // Reads a number; -1 if there is none.
 absl::StatusOr<int> ReadCount(Runtime& runtime, absl::string_view text, size_t* p) {
@@ -59,7 +61,8 @@ absl::StatusOr<std::string> NumberText(Runtime& runtime, const Value& value, con
   bool integral = spec.type == 'd' || spec.type == 'i' || spec.type == 'x' || spec.type == 'u';
   if (integral) {
     std::optional<int64_t> integer = value.integer();
-    if (!integer && value.is_float() && std::abs(value.number()) < 9e18) integer = static_cast<int64_t>(value.number());
+    if (!integer && value.is_float() && std::abs(value.number()) < 9e18)
+      integer = static_cast<int64_t>(value.number());
     if (!integer) return runtime.WrongType(value, "a number to format");
     digits = spec.type == 'x' ? absl::StrFormat("%s%x", *integer < 0 ? "-" : "",
                                                 *integer < 0 ? -static_cast<uint64_t>(*integer)
@@ -69,8 +72,9 @@ absl::StatusOr<std::string> NumberText(Runtime& runtime, const Value& value, con
     if (!value.is_number()) return runtime.WrongType(value, "a number to format");
     digits = absl::StrFormat("%.*f", spec.precision < 0 ? 6 : spec.precision, value.number());
   }
-  return (spec.sign == '+' || spec.sign == ' ') && digits[0] != '-' ? absl::StrCat(std::string(1, spec.sign), digits)
-                                                                     : digits;
+  return (spec.sign == '+' || spec.sign == ' ') && digits[0] != '-'
+             ? absl::StrCat(std::string(1, spec.sign), digits)
+             : digits;
 }
 
 Text CutTo(const Text& text, int characters) {
@@ -79,7 +83,8 @@ Text CutTo(const Text& text, int characters) {
   return text.Range(0, p);
 }
 
-absl::Status AppendField(Runtime& runtime, const Value& value, const FieldSpec& spec, char text_align, Text* out) {
+absl::Status AppendField(Runtime& runtime, const Value& value, const FieldSpec& spec, char text_align,
+                         Text* out) {
   if (spec.type == 's' || spec.type == 'r') {
     Text body;
     if (spec.type == 'r' && value.text() != nullptr) {
@@ -147,7 +152,8 @@ absl::StatusOr<FieldSpec> ReadBraceSpec(Runtime& runtime, absl::string_view text
     ASSIGN_OR_RETURN(spec.precision, ReadCount(runtime, text, &p));
   }
   if (p < text.size()) spec.type = text[p++];
-  if (p < text.size() || absl::string_view("sdfx").find(spec.type == '\0' ? 's' : spec.type) == absl::string_view::npos) {
+  if (p < text.size() ||
+      absl::string_view("sdfx").find(spec.type == '\0' ? 's' : spec.type) == absl::string_view::npos) {
     return runtime.Error(absl::StrCat("the format {:", text, "} is not supported"));
   }
   return spec;
@@ -191,7 +197,8 @@ absl::Status AppendBraceField(Runtime& runtime, const Text& format_field, BraceV
     spec.fill_untrusted = !format_field.untrusted().empty();
   }
   bool number = value.is_number() && !value.is_bool();
-  if (spec.type == '\0' && number && spec.precision >= 0) return runtime.Error("format: a precision without a type");
+  if (spec.type == '\0' && number && spec.precision >= 0)
+    return runtime.Error("format: a precision without a type");
   char text_align = spec.type == '\0' && number ? '>' : '<';
   if (spec.type == '\0') spec.type = repr ? 'r' : 's';
   return AppendField(runtime, value, spec, text_align, out);
@@ -200,7 +207,8 @@ absl::Status AppendBraceField(Runtime& runtime, const Text& format_field, BraceV
 }  // namespace
 
 absl::StatusOr<Text> FormatPercent(Runtime& runtime, const Text& format, const Value& values) {
-  const List* tuple = values.list() != nullptr && values.list()->kind == ListKind::kTuple ? values.list() : nullptr;
+  const List* tuple =
+      values.list() != nullptr && values.list()->kind == ListKind::kTuple ? values.list() : nullptr;
   size_t count = tuple == nullptr ? 1 : tuple->items.size();
   size_t next = 0;
   Text out;

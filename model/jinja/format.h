@@ -10,7 +10,8 @@ namespace millrace::jinja {
 // format % values: %s %r %d %i %f %x %% with flags, width and precision; values is a tuple or a single value.
 absl::StatusOr<Text> FormatPercent(Runtime& runtime, const Text& format, const Value& values);
 
-// format.format(...): {} {0} {name} with [[fill]align][0][width][.precision][d|f|s]; no attribute or item access.
+// format.format(...): {} {0} {name} with [[fill]align][0][width][.precision][d|f|s]; no attribute or item
+// access.
 absl::StatusOr<Text> FormatBraces(Runtime& runtime, const Text& format, const Arguments& arguments);
 
 }  // namespace millrace::jinja

@@ -65,7 +65,8 @@ absl::Status FillDict(const Invocation& call, Dict* dict) {
       ASSIGN_OR_RETURN(std::vector<Value> pairs, call.runtime.Iterate(source));
       for (const Value& pair : pairs) {
         const List* list = pair.list();
-        if (list == nullptr || list->items.size() != 2) return call.runtime.WrongType(pair, "a pair of key and value");
+        if (list == nullptr || list->items.size() != 2)
+          return call.runtime.WrongType(pair, "a pair of key and value");
         RETURN_IF_ERROR(call.runtime.SetItem(dict, list->items[0], list->items[1]));
       }
     }
@@ -120,7 +121,8 @@ absl::StatusOr<Value> DictView(const Invocation& call) {
 
 absl::StatusOr<Value> DictCopy(const Invocation& call) {
   ASSIGN_OR_RETURN(Dict * copy, call.runtime.MakeDict());
-  for (const auto& [key, value] : call.self.dict()->items) RETURN_IF_ERROR(call.runtime.SetItem(copy, key, value));
+  for (const auto& [key, value] : call.self.dict()->items)
+    RETURN_IF_ERROR(call.runtime.SetItem(copy, key, value));
   return Value(copy);
 }
 
@@ -195,10 +197,18 @@ const Builtin* Find(absl::Span<const Builtin> rows, absl::string_view name) {
 
 }  // namespace
 
-const Builtin* FindFunction(absl::string_view name) { return Find(kFunctions, name); }
-const Builtin* FindDictMethod(absl::string_view name) { return Find(kDictMethods, name); }
-const Builtin* FindListMethod(absl::string_view name) { return Find(kListMethods, name); }
-const Builtin* FindLoopMethod(absl::string_view name) { return Find(kLoopMethods, name); }
+const Builtin* FindFunction(absl::string_view name) {
+  return Find(kFunctions, name);
+}
+const Builtin* FindDictMethod(absl::string_view name) {
+  return Find(kDictMethods, name);
+}
+const Builtin* FindListMethod(absl::string_view name) {
+  return Find(kListMethods, name);
+}
+const Builtin* FindLoopMethod(absl::string_view name) {
+  return Find(kLoopMethods, name);
+}
 
 const Builtin* FindFilter(absl::string_view name) {
   for (absl::Span<const Builtin> rows : {TextFilters(), SequenceFilters(), ValueFilters()}) {

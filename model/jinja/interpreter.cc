@@ -23,7 +23,8 @@ absl::Status Interpreter::Emit(const Value& value) {
 }
 
 Interpreter::FlowResult Interpreter::RunBody(const std::vector<Stmt>& body, Scope* scope) {
-  if (++depth_ > kMaxDepth) return runtime_.Exhausted(absl::StrCat("nested more than ", kMaxDepth, " levels deep"));
+  if (++depth_ > kMaxDepth)
+    return runtime_.Exhausted(absl::StrCat("nested more than ", kMaxDepth, " levels deep"));
   for (const Stmt& stmt : body) {
     runtime_.set_line(stmt.line);
     RETURN_IF_ERROR(runtime_.Step());
@@ -205,7 +206,8 @@ absl::Status Interpreter::Assign(const Expr& target, Value value, Scope* scope) 
   if (target.kind == ExprKind::kNamespaceRef) return AssignNamespace(target, std::move(value), scope);
   ASSIGN_OR_RETURN(std::vector<Value> items, runtime_.Iterate(value));
   if (items.size() != target.children.size()) {
-    return runtime_.Error(absl::StrCat("cannot unpack ", items.size(), " values into ", target.children.size()));
+    return runtime_.Error(
+        absl::StrCat("cannot unpack ", items.size(), " values into ", target.children.size()));
   }
   for (size_t i = 0; i < items.size(); ++i) {
     RETURN_IF_ERROR(Assign(*target.children[i], std::move(items[i]), scope));

@@ -32,9 +32,12 @@ std::string NormalizeNewlines(absl::string_view source) {
   return out;
 }
 
-bool IsDigit(char c) { return c >= '0' && c <= '9'; }
+bool IsDigit(char c) {
+  return c >= '0' && c <= '9';
+}
 bool IsNameByte(char c) {
-  return IsDigit(c) || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '_' || static_cast<uint8_t>(c) >= 0x80;
+  return IsDigit(c) || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '_' ||
+         static_cast<uint8_t>(c) >= 0x80;
 }
 
 class Lexer {
@@ -226,7 +229,8 @@ absl::Status Lexer::LexTagToken() {
 bool Lexer::LexNumber() {
   if (position_ > 0 && view_[position_ - 1] == '.') return false;
   auto digits = [this](size_t p) {
-    while (p < view_.size() && (IsDigit(view_[p]) || (view_[p] == '_' && p + 1 < view_.size() && IsDigit(view_[p + 1]))))
+    while (p < view_.size() &&
+           (IsDigit(view_[p]) || (view_[p] == '_' && p + 1 < view_.size() && IsDigit(view_[p + 1]))))
       ++p;
     return p;
   };
@@ -246,8 +250,9 @@ bool Lexer::LexNumber() {
   auto result = std::from_chars(plain.data(), plain.data() + plain.size(), number);
   if (result.ec == std::errc::result_out_of_range) {
     // Python reads 1e999 as infinity and 1e-999 as zero.
-    number = absl::StrContains(plain, "e-") || absl::StrContains(plain, "E-") ? 0
-                                                                            : std::numeric_limits<double>::infinity();
+    number = absl::StrContains(plain, "e-") || absl::StrContains(plain, "E-")
+                 ? 0
+                 : std::numeric_limits<double>::infinity();
   }
   Add(TokenKind::kFloat);
   tokens_.back().number = number;
@@ -265,12 +270,14 @@ absl::Status Lexer::LexInteger(size_t begin, int base) {
     if (view_[p] != '_') plain.push_back(view_[p]);
   }
   if (plain.empty()) return TemplateError(line_, "a number without digits");
-  if (base == 10 && plain.size() > 1 && plain[0] == '0' && plain.find_first_not_of('0') != std::string::npos) {
+  if (base == 10 && plain.size() > 1 && plain[0] == '0' &&
+      plain.find_first_not_of('0') != std::string::npos) {
     return TemplateError(line_, absl::StrCat("a number must not start with 0: ", plain));
   }
   Add(TokenKind::kInteger, plain);
   auto result = std::from_chars(plain.data(), plain.data() + plain.size(), tokens_.back().integer, base);
-  if (result.ec != std::errc()) return TemplateError(line_, absl::StrCat("the number ", plain, " exceeds 64 bits"));
+  if (result.ec != std::errc())
+    return TemplateError(line_, absl::StrCat("the number ", plain, " exceeds 64 bits"));
   MoveTo(p);
   return absl::OkStatus();
 }
@@ -291,17 +298,19 @@ absl::Status Lexer::Balance(char op) {
   if (op == '[') open_brackets_.push_back(']');
   if (op == '{') open_brackets_.push_back('}');
   if (op != ')' && op != ']' && op != '}') return absl::OkStatus();
-  if (open_brackets_.empty()) return TemplateError(line_, absl::StrCat("unexpected '", std::string(1, op), "'"));
+  if (open_brackets_.empty())
+    return TemplateError(line_, absl::StrCat("unexpected '", std::string(1, op), "'"));
   char expected = open_brackets_.back();
   open_brackets_.pop_back();
   if (expected == op) return absl::OkStatus();
-  return TemplateError(
-      line_, absl::StrCat("unexpected '", std::string(1, op), "', expected '", std::string(1, expected), "'"));
+  return TemplateError(line_, absl::StrCat("unexpected '", std::string(1, op), "', expected '",
+                                           std::string(1, expected), "'"));
 }
 
 absl::Status Lexer::LexOperator() {
-  static constexpr absl::string_view kOperators[] = {"//", "**", "==", "!=", ">=", "<=", "+", "-", "/", "*", "%", "~", "[",
-                                                     "]",  "(",  ")",  "{",  "}",  ">",  "<", "=", ".", ":", "|", ",", ";"};
+  static constexpr absl::string_view kOperators[] = {"//", "**", "==", "!=", ">=", "<=", "+", "-", "/",
+                                                     "*",  "%",  "~",  "[",  "]",  "(",  ")", "{", "}",
+                                                     ">",  "<",  "=",  ".",  ":",  "|",  ",", ";"};
   for (absl::string_view op : kOperators) {
     if (!At(position_, op)) continue;
     if (op.size() == 1) RETURN_IF_ERROR(Balance(op[0]));
@@ -316,8 +325,9 @@ absl::Status Lexer::LexOperator() {
 
 absl::StatusOr<std::vector<Token>> Tokenize(absl::string_view source) {
   if (source.size() > kMaxSourceBytes) {
-    return absl::InvalidArgumentError(absl::StrCat("chat template: ", source.size(), " bytes of source, limit ",
-                                                   kMaxSourceBytes, "; the model file's template is unusable"));
+    return absl::InvalidArgumentError(absl::StrCat("chat template: ", source.size(),
+                                                   " bytes of source, limit ", kMaxSourceBytes,
+                                                   "; the model file's template is unusable"));
   }
   return Lexer(source).Run();
 }

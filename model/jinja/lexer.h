@@ -35,8 +35,8 @@ struct Token {
   double number = 0;
 };
 
-// INVALID_ARGUMENT with the line; the last token is kEnd. Follows jinja2's lexer: newlines become "\n", one at the very
-// end is dropped.
+// INVALID_ARGUMENT with the line; the last token is kEnd. Follows jinja2's lexer: newlines become "\n", one
+// at the very end is dropped.
 absl::StatusOr<std::vector<Token>> Tokenize(absl::string_view source);
 
 // The one form of every error about a template.

@@ -9,7 +9,9 @@
 namespace millrace::jinja {
 namespace {
 
-Value IntegerValue(size_t n) { return Value(static_cast<int64_t>(n)); }
+Value IntegerValue(size_t n) {
+  return Value(static_cast<int64_t>(n));
+}
 
 // Python's slice.indices: the positions are first, first + step, ... (`count` of them).
 struct SlicePlan {
@@ -136,6 +138,7 @@ absl::StatusOr<Value> Runtime::Item(const Value& object, const Value& key) {
   if (!found.is_undefined()) return found;
   const Text* name = key.text();
   if (name == nullptr) return Value(Undefined{"", object.TypeName()});
+  RETURN_IF_ERROR(WorkOn(*name));
   ASSIGN_OR_RETURN(Value own, OwnAttribute(object, name->bytes()));
   return own.is_undefined() ? Value(Undefined{"", object.TypeName()}) : own;
 }
@@ -149,7 +152,7 @@ absl::StatusOr<Value> Runtime::Slice(const Value& object, const Value (&bounds)[
   SlicePlan plan = PlanSlice(length, bounds);
   if (object.text() != nullptr) {
     // One offset per character is kept while it is cut.
-    RETURN_IF_ERROR(Work(8 * length));
+    RETURN_IF_ERROR(Work(static_cast<size_t>(length), 8));
     return MakeText(SliceText(*object.text(), plan));
   }
   RETURN_IF_ERROR(Step(plan.count));

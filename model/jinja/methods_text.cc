@@ -13,7 +13,9 @@
 namespace millrace::jinja {
 namespace {
 
-const Text& Self(const Invocation& call) { return *call.self.text(); }
+const Text& Self(const Invocation& call) {
+  return *call.self.text();
+}
 
 absl::StatusOr<const Text*> TextArgument(const Invocation& call, size_t i) {
   if (call[i].text() == nullptr) return call.runtime.WrongType(call[i], "a string");
@@ -42,15 +44,18 @@ absl::StatusOr<Value> StripMethod(const Invocation& call) {
   const Text* characters = nullptr;
   if (call.Given(0) && !call[0].is_none()) {
     ASSIGN_OR_RETURN(characters, TextArgument(call, 0));
+    RETURN_IF_ERROR(call.runtime.WorkOn(*characters, 64));  // it is sorted
   }
+  RETURN_IF_ERROR(call.runtime.WorkOn(Self(call), 4));
   return call.runtime.MakeText(Strip(Self(call), characters, kSide));
 }
 
 template <bool kFromRight>
 absl::StatusOr<Value> Split(const Invocation& call) {
   ASSIGN_OR_RETURN(int64_t limit, IntegerArgument(call, 1, -1));
-  RETURN_IF_ERROR(call.runtime.Work(static_cast<int64_t>(Self(call).size())));
-  if (!call.Given(0) || call[0].is_none()) return TextList(call.runtime, SplitBlanks(Self(call), limit, kFromRight));
+  RETURN_IF_ERROR(call.runtime.WorkOn(Self(call), 2));
+  if (!call.Given(0) || call[0].is_none())
+    return TextList(call.runtime, SplitBlanks(Self(call), limit, kFromRight));
   ASSIGN_OR_RETURN(const Text* separator, TextArgument(call, 0));
   if (separator->empty()) return call.runtime.Error("split: empty separator");
   return TextList(call.runtime, SplitBy(Self(call), separator->bytes(), limit, kFromRight));
@@ -60,7 +65,7 @@ template <bool kFromRight>
 absl::StatusOr<Value> Partition(const Invocation& call) {
   ASSIGN_OR_RETURN(const Text* separator, TextArgument(call, 0));
   if (separator->empty()) return call.runtime.Error("partition: empty separator");
-  RETURN_IF_ERROR(call.runtime.Work(static_cast<int64_t>(Self(call).size())));
+  RETURN_IF_ERROR(call.runtime.WorkOn(Self(call), 2));
   std::vector<Text> parts = SplitBy(Self(call), separator->bytes(), 1, kFromRight);
   if (parts.size() == 2) {
     parts.insert(parts.begin() + 1, Self(call).Range(parts[0].size(), parts[0].size() + separator->size()));
@@ -72,6 +77,7 @@ absl::StatusOr<Value> Partition(const Invocation& call) {
 }
 
 absl::StatusOr<Value> SplitLinesMethod(const Invocation& call) {
+  RETURN_IF_ERROR(call.runtime.WorkOn(Self(call), 2));
   bool keep_ends = call.Given(0) && call.runtime.Truth(call[0]);
   return TextList(call.runtime, SplitLines(Self(call), keep_ends));
 }
@@ -86,11 +92,13 @@ absl::StatusOr<Value> StartsOrEnds(const Invocation& call) {
     for (const Value& option : options->items) {
       RETURN_IF_ERROR(call.runtime.Step());
       if (option.text() == nullptr) return call.runtime.WrongType(option, "a string");
+      RETURN_IF_ERROR(call.runtime.WorkOn(*option.text()));
       if (Matches(Self(call).bytes(), option.text()->bytes(), kAtEnd)) return Value(true);
     }
     return Value(false);
   }
   ASSIGN_OR_RETURN(const Text* part, TextArgument(call, 0));
+  RETURN_IF_ERROR(call.runtime.WorkOn(*part));
   return Value(Matches(Self(call).bytes(), part->bytes(), kAtEnd));
 }
 
@@ -98,6 +106,7 @@ template <bool kAtEnd>
 absl::StatusOr<Value> RemoveAffix(const Invocation& call) {
   ASSIGN_OR_RETURN(const Text* part, TextArgument(call, 0));
   const Text& self = Self(call);
+  RETURN_IF_ERROR(call.runtime.WorkOn(*part));
   if (!Matches(self.bytes(), part->bytes(), kAtEnd)) return call.self;
   return call.runtime.MakeText(kAtEnd ? self.Range(0, self.size() - part->size())
                                       : self.Range(part->size(), self.size()));
@@ -105,7 +114,7 @@ absl::StatusOr<Value> RemoveAffix(const Invocation& call) {
 
 template <Text (*kMap)(const Text&)>
 absl::StatusOr<Value> Mapped(const Invocation& call) {
-  RETURN_IF_ERROR(call.runtime.Work(8 * static_cast<int64_t>(Self(call).size())));
+  RETURN_IF_ERROR(call.runtime.WorkOn(Self(call), 16));
   return call.runtime.MakeText(kMap(Self(call)));
 }
 
@@ -113,7 +122,7 @@ absl::StatusOr<Value> ReplaceMethod(const Invocation& call) {
   ASSIGN_OR_RETURN(const Text* from, TextArgument(call, 0));
   ASSIGN_OR_RETURN(const Text* to, TextArgument(call, 1));
   ASSIGN_OR_RETURN(int64_t count, IntegerArgument(call, 2, -1));
-  RETURN_IF_ERROR(call.runtime.Work(static_cast<int64_t>(Self(call).size())));
+  RETURN_IF_ERROR(call.runtime.WorkOn(Self(call), 16));
   return call.runtime.MakeText(Replace(Self(call), *from, *to, count));
 }
 
@@ -137,7 +146,7 @@ template <bool kLast>
 absl::StatusOr<Value> Find(const Invocation& call) {
   ASSIGN_OR_RETURN(const Text* part, TextArgument(call, 0));
   absl::string_view bytes = Self(call).bytes();
-  RETURN_IF_ERROR(call.runtime.Work(2 * static_cast<int64_t>(bytes.size())));
+  RETURN_IF_ERROR(call.runtime.Work(bytes.size() + part->size(), 4));
   size_t found = kLast ? FindLastBytes(bytes, part->bytes()) : FindBytes(bytes, part->bytes(), 0);
   if (found == absl::string_view::npos) return Value(int64_t{-1});
   int64_t position = 0;
@@ -148,7 +157,7 @@ absl::StatusOr<Value> Find(const Invocation& call) {
 absl::StatusOr<Value> Count(const Invocation& call) {
   ASSIGN_OR_RETURN(const Text* part, TextArgument(call, 0));
   absl::string_view bytes = Self(call).bytes();
-  RETURN_IF_ERROR(call.runtime.Work(static_cast<int64_t>(bytes.size())));
+  RETURN_IF_ERROR(call.runtime.Work(bytes.size(), 16));
   if (part->empty()) {
     ASSIGN_OR_RETURN(int64_t length, call.runtime.Length(call.self));
     return Value(length + 1);
@@ -160,14 +169,20 @@ absl::StatusOr<Value> Count(const Invocation& call) {
   return Value(count);
 }
 
-bool IsAsciiDigit(char32_t c) { return c >= '0' && c <= '9'; }
-bool IsLetter(char32_t c) { return (c < 0x80 && std::isalpha(static_cast<int>(c)) != 0) || (c >= 0x80 && IsCased(c)); }
-bool IsLetterOrDigit(char32_t c) { return IsLetter(c) || IsAsciiDigit(c); }
+bool IsAsciiDigit(char32_t c) {
+  return c >= '0' && c <= '9';
+}
+bool IsLetter(char32_t c) {
+  return (c < 0x80 && std::isalpha(static_cast<int>(c)) != 0) || (c >= 0x80 && IsCased(c));
+}
+bool IsLetterOrDigit(char32_t c) {
+  return IsLetter(c) || IsAsciiDigit(c);
+}
 
 template <bool (*kHas)(char32_t)>
 absl::StatusOr<Value> All(const Invocation& call) {
   const Text& self = Self(call);
-  RETURN_IF_ERROR(call.runtime.Work(static_cast<int64_t>(self.size())));
+  RETURN_IF_ERROR(call.runtime.WorkOn(self, 4));
   for (size_t p = 0; p < self.size();) {
     Character c = DecodeCharacter(self.bytes(), p);
     if (!kHas(c.code)) return Value(false);
@@ -208,7 +223,8 @@ constexpr Builtin kMethods[] = {
 }  // namespace
 
 const Builtin* FindTextMethod(absl::string_view name) {
-  auto row = std::find_if(std::begin(kMethods), std::end(kMethods), [&](const Builtin& b) { return b.name == name; });
+  auto row = std::find_if(std::begin(kMethods), std::end(kMethods),
+                          [&](const Builtin& b) { return b.name == name; });
   return row == std::end(kMethods) ? nullptr : row;
 }
 

@@ -13,8 +13,8 @@ namespace millrace::jinja {
 namespace {
 
 absl::string_view Symbol(Operator op) {
-  constexpr absl::string_view kSymbols[] = {"+",  "-", "*",  "/", "//", "%",  "**",    "==",
-                                            "!=", "<", "<=", ">", ">=", "in", "not in"};
+  constexpr absl::string_view kSymbols[] = {
+      "+", "-", "*", "/", "//", "%", "**", "==", "!=", "<", "<=", ">", ">=", "in", "not in"};
   return kSymbols[static_cast<size_t>(op)];
 }
 
@@ -101,7 +101,8 @@ absl::StatusOr<Value> Runtime::ApplyNumbers(Operator op, const Value& a, const V
       if (p == 0 && q < 0) return Error("zero cannot be raised to a negative power");
       if (p < 0 && std::floor(q) != q) return Error("a negative number raised to a fraction is not real");
       double power = std::pow(p, q);
-      if (std::isinf(power) && std::isfinite(p) && std::isfinite(q)) return Error("the result of ** is too large");
+      if (std::isinf(power) && std::isfinite(p) && std::isfinite(q))
+        return Error("the result of ** is too large");
       return Value(power);
     }
   }
@@ -220,14 +221,14 @@ absl::StatusOr<bool> Runtime::Equal(const Value& a, const Value& b, int depth) {
   if (a.is_number() && b.is_number()) {
     return a.integer() && b.integer() ? *a.integer() == *b.integer() : a.number() == b.number();
   }
-  if (const Text *x = a.text(), *y = b.text(); x != nullptr && y != nullptr) {
+  if (const Text* x = a.text(), *y = b.text(); x != nullptr && y != nullptr) {
     if (x->size() != y->size()) return false;
-    RETURN_IF_ERROR(Work(static_cast<int64_t>(x->size())));
+    RETURN_IF_ERROR(WorkOn(*x));
     return x->bytes() == y->bytes();
   }
   if (a.list() != nullptr && b.list() != nullptr) return EqualLists(*a.list(), *b.list(), depth);
   if (a.dict() != nullptr && b.dict() != nullptr) return EqualDicts(*a.dict(), *b.dict(), depth);
-  return a.SameAs(b);
+  return (a.is_undefined() && b.is_undefined()) || a.SameAs(b);
 }
 
 absl::StatusOr<bool> Runtime::Less(const Value& a, const Value& b, int depth) {
@@ -237,7 +238,7 @@ absl::StatusOr<bool> Runtime::Less(const Value& a, const Value& b, int depth) {
     return a.integer() && b.integer() ? *a.integer() < *b.integer() : a.number() < b.number();
   }
   if (a.text() != nullptr && b.text() != nullptr) {
-    RETURN_IF_ERROR(Work(static_cast<int64_t>(std::min(a.text()->size(), b.text()->size()))));
+    RETURN_IF_ERROR(Work(std::min(a.text()->size(), b.text()->size())));
     return a.text()->bytes() < b.text()->bytes();  // UTF-8 sorts as its code points do
   }
   const List* left = a.list();
@@ -258,7 +259,7 @@ absl::StatusOr<bool> Runtime::Contains(const Value& container, const Value& item
   if (const Text* text = container.text()) {
     const Text* part = item.text();
     if (part == nullptr) return WrongType(item, "a string to look for in a string");
-    RETURN_IF_ERROR(Work(static_cast<int64_t>(text->size() + part->size())));
+    RETURN_IF_ERROR(Work(text->size() + part->size(), 2));
     return memmem(text->bytes().data(), text->size(), part->bytes().data(), part->size()) != nullptr;
   }
   if (const Dict* dict = container.dict()) {

@@ -27,7 +27,8 @@ class Parser {
   using Body = absl::StatusOr<std::vector<Stmt>>;
   using Result = absl::StatusOr<Stmt>;
 
-  // Until a tag that is one of `ends`, whose name becomes the current token; none: to the end of the template.
+  // Until a tag that is one of `ends`, whose name becomes the current token; none: to the end of the
+  // template.
   Body ParseBody(const EndNames& ends);
   Body ParseBodyItems(const EndNames& ends);
   // The rest of a tag, then a body; `take_end` also takes the name of the tag that ends it.
@@ -77,7 +78,8 @@ Parser::Body Parser::ParseBodyItems(const EndNames& ends) {
     }
   }
   if (ends.empty()) return body;
-  return TemplateError(tokens_.line(), absl::StrCat("the template ends before ", absl::StrJoin(ends, " or ")));
+  return TemplateError(tokens_.line(),
+                       absl::StrCat("the template ends before ", absl::StrJoin(ends, " or ")));
 }
 
 Parser::Body Parser::ParseBlock(const EndNames& ends, bool take_end) {
@@ -119,7 +121,8 @@ Parser::Result Parser::ParseStatement() {
     Stmt stmt = {row.kind, tokens_.Take().line};
     return (this->*row.handler)(std::move(stmt));
   }
-  return TemplateError(tokens_.line(), absl::StrCat("unknown or unsupported tag ", TokenStream::Describe(tokens_.current())));
+  return TemplateError(tokens_.line(),
+                       absl::StrCat("unknown or unsupported tag ", TokenStream::Describe(tokens_.current())));
 }
 
 Parser::Result Parser::ParseFor(Stmt stmt) {
@@ -155,7 +158,9 @@ Parser::Result Parser::ParseIf(Stmt stmt) {
       ASSIGN_OR_RETURN(branch.condition, expressions_.ParseTuple(rules));
     }
     expressions_.set_conditional(+1);
-    ASSIGN_OR_RETURN(branch.body, ParseBlock(end == "else" ? EndNames{"endif"} : EndNames{"elif", "else", "endif"}, false));
+    ASSIGN_OR_RETURN(
+        branch.body,
+        ParseBlock(end == "else" ? EndNames{"endif"} : EndNames{"elif", "else", "endif"}, false));
     expressions_.set_conditional(-1);
     end = tokens_.Take().text;
     stmt.branches.push_back(std::move(branch));

@@ -9,7 +9,8 @@
 
 namespace millrace::jinja {
 
-inline constexpr int kMaxParseDepth = 100;  // nested tags and brackets; every bracket costs a dozen stack frames
+inline constexpr int kMaxParseDepth =
+    100;  // nested tags and brackets; every bracket costs a dozen stack frames
 
 // INVALID_ARGUMENT with the line: a syntax error, or a tag, filter or test that does not exist here.
 absl::StatusOr<Template> ParseTemplate(absl::string_view source);

@@ -53,7 +53,8 @@ ExpressionParser::Result ExpressionParser::ParseSubscript(ExprPointer object) {
     return node;
   }
   ASSIGN_OR_RETURN(ExprPointer key, ParseSubscribed());
-  if (tokens_.IsOperator(",")) return TemplateError(tokens_.line(), "subscripts of several parts are not supported");
+  if (tokens_.IsOperator(","))
+    return TemplateError(tokens_.line(), "subscripts of several parts are not supported");
   RETURN_IF_ERROR(tokens_.ExpectOperator("]"));
   if (key->kind == ExprKind::kSlice) {
     // Parsed without its object, which becomes the first child.
@@ -174,8 +175,9 @@ ExpressionParser::Result ExpressionParser::ParseTest(ExprPointer node) {
   bool word = tokens_.IsName("else") || tokens_.IsName("or") || tokens_.IsName("and");
   if (tokens_.IsOperator("(")) {
     RETURN_IF_ERROR(ParseArguments(test.get()));
-  } else if (!word && (kind == TokenKind::kName || kind == TokenKind::kString || kind == TokenKind::kInteger ||
-                       kind == TokenKind::kFloat || tokens_.IsOperator("[") || tokens_.IsOperator("{"))) {
+  } else if (!word &&
+             (kind == TokenKind::kName || kind == TokenKind::kString || kind == TokenKind::kInteger ||
+              kind == TokenKind::kFloat || tokens_.IsOperator("[") || tokens_.IsOperator("{"))) {
     if (tokens_.IsName("is")) return TemplateError(tokens_.line(), "tests cannot be chained with is");
     ASSIGN_OR_RETURN(ExprPointer argument, ParsePrimary(false));
     ASSIGN_OR_RETURN(argument, ParsePostfix(std::move(argument)));

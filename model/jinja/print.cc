@@ -15,8 +15,8 @@ namespace {
 
 // Control characters and separators that Python escapes in repr(); other unprintable characters are printed.
 bool IsEscapedInRepr(char32_t code) {
-  return code < 0x20 || (code >= 0x7F && code <= 0xA0) || code == 0xAD || (code >= 0xDC80 && code <= 0xDCFF) ||
-         (code >= 0x80 && IsSpace(code));
+  return code < 0x20 || (code >= 0x7F && code <= 0xA0) || code == 0xAD ||
+         (code >= 0xDC80 && code <= 0xDCFF) || (code >= 0x80 && IsSpace(code));
 }
 
 std::string ReprEscape(char32_t code) {
@@ -154,7 +154,7 @@ absl::Status AppendJson(Runtime& runtime, const Value& value, int indent, int de
   RETURN_IF_ERROR(runtime.Step());
   if (depth > kMaxDepth || out->too_long()) return runtime.Exhausted("JSON nested too deeply or too long");
   if (const Text* text = value.text()) {
-    RETURN_IF_ERROR(runtime.Work(static_cast<int64_t>(text->size())));
+    RETURN_IF_ERROR(runtime.WorkOn(*text, 8));
     AppendJsonText(*text, out);
   } else if (value.is_none()) {
     out->Append("null");
@@ -188,7 +188,7 @@ absl::Status Runtime::AppendRepr(const Value& value, int depth, Text* out) {
   RETURN_IF_ERROR(Step());
   if (depth > kMaxDepth || out->too_long()) return Exhausted("a printed value nested too deeply or too long");
   if (const Text* text = value.text()) {
-    RETURN_IF_ERROR(ChargeText(value));
+    RETURN_IF_ERROR(WorkOn(*text, 8));
     AppendTextRepr(*text, out);
   } else if (value.is_undefined()) {
     out->Append("Undefined");

@@ -14,7 +14,9 @@ constexpr int64_t kObjectOverhead = 64;
 
 }  // namespace
 
-absl::Status Runtime::Error(absl::string_view message) const { return TemplateError(line_, message); }
+absl::Status Runtime::Error(absl::string_view message) const {
+  return TemplateError(line_, message);
+}
 
 absl::Status Runtime::Exhausted(absl::string_view what) const {
   return absl::ResourceExhaustedError(
@@ -35,8 +37,8 @@ absl::Status Runtime::Step(int64_t count) {
   return Exhausted(absl::StrCat("over ", kMaxSteps, " steps"));
 }
 
-absl::Status Runtime::Work(int64_t bytes) {
-  work_bytes_ += bytes;
+absl::Status Runtime::Work(size_t bytes, int64_t cost) {
+  work_bytes_ += static_cast<int64_t>(bytes) * cost;
   if (work_bytes_ <= kMaxWorkBytes) return absl::OkStatus();
   return Exhausted(absl::StrCat("over ", kMaxWorkBytes, " bytes of text worked on"));
 }
@@ -49,7 +51,7 @@ absl::Status Runtime::Hold(int64_t bytes) {
 
 absl::StatusOr<Value> Runtime::MakeText(Text text) {
   if (text.too_long()) return Exhausted(absl::StrCat("a text over ", kMaxTextBytes, " bytes"));
-  RETURN_IF_ERROR(Work(static_cast<int64_t>(text.size())));
+  RETURN_IF_ERROR(WorkOn(text));
   int64_t held = static_cast<int64_t>(text.memory()) + kTextOverhead;
   RETURN_IF_ERROR(Hold(held));
   return Value(TextPointer(new Text(std::move(text)), [this, held](const Text* dead) {
@@ -100,7 +102,8 @@ absl::Status Runtime::Append(List* list, Value item) {
 }
 
 absl::Status Runtime::SetItem(Dict* dict, Value key, Value value) {
-  if (key.list() != nullptr && key.list()->kind == ListKind::kList) return Error("a list cannot be a dictionary key");
+  if (key.list() != nullptr && key.list()->kind == ListKind::kList)
+    return Error("a list cannot be a dictionary key");
   if (key.dict() != nullptr) return Error("a dictionary cannot be a dictionary key");
   for (auto& item : dict->items) {
     RETURN_IF_ERROR(Step());
@@ -166,7 +169,7 @@ absl::StatusOr<std::vector<Value>> Runtime::Iterate(const Value& value) {
 
 absl::Status Runtime::ChargeText(const Value& value) {
   const Text* text = value.text();
-  return text == nullptr ? absl::OkStatus() : Work(static_cast<int64_t>(text->size()));
+  return text == nullptr ? absl::OkStatus() : WorkOn(*text);
 }
 
 }  // namespace millrace::jinja

@@ -1,4 +1,5 @@
-// What one rendering owns: its values, its limits, the place it is at. Operations every part of the interpreter needs.
+// What one rendering owns: its values, its limits, the place it is at. Operations every part of the
+// interpreter needs.
 #pragma once
 
 #include <cstdint>
@@ -15,11 +16,12 @@
 
 namespace millrace::jinja {
 
-inline constexpr int64_t kMaxSteps = 1'000'000;         // evaluated nodes, visited elements
-inline constexpr int64_t kMaxWorkBytes = 512ll << 20;    // bytes of strings made or scanned
-inline constexpr int64_t kMaxLiveBytes = 128ll << 20;    // strings alive plus every list, dictionary, scope made
-inline constexpr int64_t kMaxRange = 100'000;            // as jinja2's sandbox
-inline constexpr int kMaxDepth = 250;                    // nested evaluation, nested values
+inline constexpr int64_t kMaxSteps = 1'000'000;        // evaluated nodes, visited elements
+inline constexpr int64_t kMaxWorkBytes = 512ll << 20;  // bytes of strings copied, or scanned as dearly
+inline constexpr int64_t kMaxLiveBytes = 128ll
+                                         << 20;  // strings alive plus every list, dictionary, scope made
+inline constexpr int64_t kMaxRange = 100'000;    // as jinja2's sandbox
+inline constexpr int kMaxDepth = 250;            // nested evaluation, nested values
 
 // Variables of a block, loop or macro.
 struct Scope {
@@ -51,7 +53,9 @@ class Runtime {
 
   // RESOURCE_EXHAUSTED once the budget is spent.
   absl::Status Step(int64_t count = 1);
-  absl::Status Work(int64_t bytes);
+  // `cost`: how many times dearer than copying a byte of it is.
+  absl::Status Work(size_t bytes, int64_t cost = 1);
+  absl::Status WorkOn(const Text& text, int64_t cost = 1) { return Work(text.size(), cost); }
   absl::Status Hold(int64_t bytes);
 
   absl::StatusOr<Value> MakeText(Text text);

@@ -18,7 +18,8 @@ absl::StatusOr<char32_t> HexEscape(absl::string_view body, size_t* position, siz
     return absl::InvalidArgumentError("a \\x, \\u or \\U escape without its hexadecimal digits");
   }
   if (code > 0x10FFFF || (code >= 0xD800 && code <= 0xDFFF)) {
-    return absl::InvalidArgumentError(absl::StrCat("the escape ", absl::Hex(code), " is no Unicode character"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("the escape ", absl::Hex(code), " is no Unicode character"));
   }
   *position += count;
   return static_cast<char32_t>(code);

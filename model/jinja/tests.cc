@@ -17,18 +17,42 @@ absl::StatusOr<Value> Is(const Invocation& call) {
   return Value(kPredicate(call.self));
 }
 
-bool Boolean(const Value& v) { return v.is_bool(); }
-bool CallableValue(const Value& v) { return v.callable() != nullptr; }
-bool Defined(const Value& v) { return !v.is_undefined(); }
-bool UndefinedValue(const Value& v) { return v.is_undefined(); }
-bool NoneValue(const Value& v) { return v.is_none(); }
-bool TrueValue(const Value& v) { return v.is_bool() && v.number() == 1; }
-bool FalseValue(const Value& v) { return v.is_bool() && v.number() == 0; }
-bool Integer(const Value& v) { return v.is_integer(); }
-bool Float(const Value& v) { return v.is_float(); }
-bool Number(const Value& v) { return v.is_number(); }
-bool String(const Value& v) { return v.is_text(); }
-bool Mapping(const Value& v) { return v.dict() != nullptr; }
+bool Boolean(const Value& v) {
+  return v.is_bool();
+}
+bool CallableValue(const Value& v) {
+  return v.callable() != nullptr;
+}
+bool Defined(const Value& v) {
+  return !v.is_undefined();
+}
+bool UndefinedValue(const Value& v) {
+  return v.is_undefined();
+}
+bool NoneValue(const Value& v) {
+  return v.is_none();
+}
+bool TrueValue(const Value& v) {
+  return v.is_bool() && v.number() == 1;
+}
+bool FalseValue(const Value& v) {
+  return v.is_bool() && v.number() == 0;
+}
+bool Integer(const Value& v) {
+  return v.is_integer();
+}
+bool Float(const Value& v) {
+  return v.is_float();
+}
+bool Number(const Value& v) {
+  return v.is_number();
+}
+bool String(const Value& v) {
+  return v.is_text();
+}
+bool Mapping(const Value& v) {
+  return v.dict() != nullptr;
+}
 bool Iterable(const Value& v) {
   return v.is_undefined() || v.is_text() || v.list() != nullptr || v.dict() != nullptr || v.loop() != nullptr;
 }
@@ -42,7 +66,9 @@ absl::StatusOr<Value> Compare(const Invocation& call) {
   return call.runtime.Apply(kOperator, call.self, call[0]);
 }
 
-absl::StatusOr<Value> SameAs(const Invocation& call) { return Value(call.self.SameAs(call[0])); }
+absl::StatusOr<Value> SameAs(const Invocation& call) {
+  return Value(call.self.SameAs(call[0]));
+}
 
 template <int kRest>
 absl::StatusOr<Value> Parity(const Invocation& call) {
@@ -59,6 +85,7 @@ absl::StatusOr<Value> DivisibleBy(const Invocation& call) {
 template <CaseForm kForm>
 absl::StatusOr<Value> InCase(const Invocation& call) {
   ASSIGN_OR_RETURN(Text text, call.runtime.ToText(call.self));
+  RETURN_IF_ERROR(call.runtime.WorkOn(text, 64));
   bool cased = false;
   for (size_t p = 0; p < text.size();) {
     Character c = DecodeCharacter(text.bytes(), p);
@@ -126,7 +153,8 @@ constexpr Builtin kTests[] = {
 }  // namespace
 
 const Builtin* FindTest(absl::string_view name) {
-  auto row = std::find_if(std::begin(kTests), std::end(kTests), [&](const Builtin& b) { return b.name == name; });
+  auto row =
+      std::find_if(std::begin(kTests), std::end(kTests), [&](const Builtin& b) { return b.name == name; });
   return row == std::end(kTests) ? nullptr : row;
 }
 

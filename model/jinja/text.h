@@ -13,8 +13,9 @@ namespace millrace::jinja {
 
 inline constexpr size_t kMaxTextBytes = 16 << 20;
 
-// Bytes plus the ranges of them that are untrusted. Positions are byte offsets. Past kMaxTextBytes nothing is appended
-// any more and too_long() turns true: the one who makes a value of it reports that. Thread: one owner while it changes.
+// Bytes plus the ranges of them that are untrusted. Positions are byte offsets. Past kMaxTextBytes nothing is
+// appended any more and too_long() turns true: the one who makes a value of it reports that. Thread: one
+// owner while it changes.
 class Text {
  public:
   Text() = default;
@@ -44,7 +45,8 @@ class Text {
   bool too_long_ = false;
 };
 
-// A character of a string as Python counts them. A byte that is no UTF-8 is a character of its own (0xDC00 + byte).
+// A character of a string as Python counts them. A byte that is no UTF-8 is a character of its own (0xDC00 +
+// byte).
 struct Character {
   char32_t code;
   size_t size;  // in bytes

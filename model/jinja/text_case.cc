@@ -27,7 +27,8 @@ template <size_t kCount>
 char32_t MapByRange(const CaseRange (&ranges)[kCount], char32_t code) {
   auto range = std::lower_bound(std::begin(ranges), std::end(ranges), code,
                                 [](const CaseRange& r, char32_t c) { return r.last < c; });
-  if (range == std::end(ranges) || code < range->first || (code - range->first) % range->step != 0) return code;
+  if (range == std::end(ranges) || code < range->first || (code - range->first) % range->step != 0)
+    return code;
   return static_cast<char32_t>(static_cast<int64_t>(code) + range->delta);
 }
 

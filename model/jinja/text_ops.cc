@@ -121,7 +121,8 @@ Text Replace(const Text& text, const Text& from, const Text& to, int64_t count) 
 std::vector<Text> SplitBy(const Text& text, absl::string_view separator, int64_t limit, bool from_right) {
   std::vector<size_t> cuts;
   if (!from_right) {
-    for (size_t p = 0; (limit < 0 || static_cast<int64_t>(cuts.size()) < limit) && cuts.size() < kMaxPieces;) {
+    for (size_t p = 0;
+         (limit < 0 || static_cast<int64_t>(cuts.size()) < limit) && cuts.size() < kMaxPieces;) {
       size_t found = FindBytes(text.bytes(), separator, p);
       if (found == absl::string_view::npos) break;
       cuts.push_back(found);
@@ -130,7 +131,8 @@ std::vector<Text> SplitBy(const Text& text, absl::string_view separator, int64_t
   } else {
     std::string backwards(text.bytes().rbegin(), text.bytes().rend());
     std::string wanted(separator.rbegin(), separator.rend());
-    for (size_t p = 0; (limit < 0 || static_cast<int64_t>(cuts.size()) < limit) && cuts.size() < kMaxPieces;) {
+    for (size_t p = 0;
+         (limit < 0 || static_cast<int64_t>(cuts.size()) < limit) && cuts.size() < kMaxPieces;) {
       size_t found = FindBytes(backwards, wanted, p);
       if (found == absl::string_view::npos) break;
       cuts.push_back(text.size() - found - separator.size());
@@ -215,7 +217,8 @@ Text Title(const Text& text) {
 
 Text TitleWords(const Text& text) {
   return MapCharacters(text, [begins = true](char32_t code) mutable {
-    bool separates = IsSpace(code) || (code < 0x80 && std::strchr("-({[<", static_cast<int>(code)) != nullptr);
+    bool separates =
+        IsSpace(code) || (code < 0x80 && std::strchr("-({[<", static_cast<int>(code)) != nullptr);
     return std::exchange(begins, separates) ? CaseForm::kUpper : CaseForm::kLower;
   });
 }

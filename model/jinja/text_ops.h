@@ -1,4 +1,5 @@
-// Python's string methods over tainted text: every character of a result is as trusted as the one it came from.
+// Python's string methods over tainted text: every character of a result is as trusted as the one it came
+// from.
 #pragma once
 
 #include <cstdint>

@@ -39,7 +39,8 @@ class TokenStream {
     return SkipName(text) ? absl::OkStatus() : Unexpected(absl::StrCat("'", text, "'"));
   }
   absl::Status Expect(TokenKind kind) {
-    if (!Is(kind)) return Unexpected(kind == TokenKind::kBlockEnd ? "end of statement block" : "end of print statement");
+    if (!Is(kind))
+      return Unexpected(kind == TokenKind::kBlockEnd ? "end of statement block" : "end of print statement");
     Advance();
     return absl::OkStatus();
   }
@@ -47,9 +48,16 @@ class TokenStream {
     return TemplateError(line(), absl::StrCat("expected ", wanted, ", got ", Describe(current())));
   }
   static std::string Describe(const Token& token) {
-    constexpr absl::string_view kNames[] = {"text",   "begin of print statement", "end of print statement",
-                                            "begin of statement block", "end of statement block", "", "a string",
-                                            "",       "a number",                 "",
+    constexpr absl::string_view kNames[] = {"text",
+                                            "begin of print statement",
+                                            "end of print statement",
+                                            "begin of statement block",
+                                            "end of statement block",
+                                            "",
+                                            "a string",
+                                            "",
+                                            "a number",
+                                            "",
                                             "the end of the template"};
     absl::string_view name = kNames[static_cast<size_t>(token.kind)];
     return name.empty() ? absl::StrCat("'", token.text, "'") : std::string(name);

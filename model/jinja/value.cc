@@ -15,10 +15,11 @@ double Value::number() const {
 
 bool Value::SameAs(const Value& other) const {
   if (data_.index() != other.data_.index()) return false;
-  if (is_undefined() || is_none()) return true;
+  if (is_undefined()) return false;  // every use of a missing name makes a new object
+  if (is_none()) return true;
   if (is_float()) return number() == other.number();
   if (auto mine = integer()) return *mine == *other.integer();
-  if (is_text()) return text() == other.text() || text()->bytes() == other.text()->bytes();
+  if (is_text()) return text() == other.text();
   if (list() != nullptr) return list() == other.list();
   if (dict() != nullptr) return dict() == other.dict();
   if (name_space() != nullptr) return name_space() == other.name_space();

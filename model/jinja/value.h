@@ -1,4 +1,5 @@
-// The values of a template run, after Python's: numbers, tainted strings, lists, dictionaries, namespaces, callables.
+// The values of a template run, after Python's: numbers, tainted strings, lists, dictionaries, namespaces,
+// callables.
 #pragma once
 
 #include <cstdint>
@@ -30,7 +31,8 @@ struct None {};
 
 using TextPointer = std::shared_ptr<const Text>;
 
-// Cheap to copy. Lists, dictionaries and the like are owned by the Runtime that made them; a Value must not outlive it.
+// Cheap to copy. Lists, dictionaries and the like are owned by the Runtime that made them; a Value must not
+// outlive it.
 class Value {
  public:
   Value() : data_(Undefined{}) {}
@@ -79,11 +81,13 @@ class Value {
     const T* pointer = std::get_if<T>(&data_);
     return pointer == nullptr ? nullptr : *pointer;
   }
-  std::variant<Undefined, None, bool, int64_t, double, TextPointer, List*, Dict*, Namespace*, LoopState*, const Callable*>
+  std::variant<Undefined, None, bool, int64_t, double, TextPointer, List*, Dict*, Namespace*, LoopState*,
+               const Callable*>
       data_;
 };
 
-// What Python distinguishes: a generator is true, has no length and is empty after one pass; a view has no subscript.
+// What Python distinguishes: a generator is true, has no length and is empty after one pass; a view has no
+// subscript.
 enum class ListKind : uint8_t { kList, kTuple, kGenerator, kView };
 
 struct List {

@@ -161,6 +161,11 @@ SNIPPETS = {
         "{{ 'abcdef'[9223372036854775807:] }}|{{ 'abcdef'[:9223372036854775807] }}|{{ 'abcdef'[::9223372036854775807] }}|{{ 'abcdef'[::-9223372036854775807] }}|",
     ],
     "undefined": [
+        '{{ x|last }}|{{ x|reverse|list }}|{{ x|sort }}|{{ x|max }}|{{ x|title }}|{{ x|wordcount }}|{{ x|safe }}|{{ x|count }}',
+        '{{ x|indent }}',
+        '{{ 5|indent }}',
+        '{{ x|round }}',
+        '{{ x|dictsort }}',
         "{{ x|length }} {{ x|upper }}| {{ x|trim }}| {{ x ~ 'a' }} {{ x|join }}| {{ x|list }} {{ x|first }}| {{ x|string }}|",
         '{% for a in x %}1{% else %}none{% endfor %}',
         '{{ x + 1 }}',
@@ -183,6 +188,7 @@ SNIPPETS = {
         '{{ x|abs }}',
     ],
     "tests": [
+        '{{ x is sameas x }} {{ x == x }}',
         "{{ 'a' is string }} {{ 1 is string }} {{ 1 is number }} {{ true is number }} {{ 1.5 is number }} {{ 'a' is number }}",
         '{{ true is boolean }} {{ 1 is boolean }} {{ true is true }} {{ 1 is true }} {{ false is false }} {{ 0 is false }}',
         '{{ 1 is integer }} {{ true is integer }} {{ 1.0 is float }} {{ 1 is float }}',

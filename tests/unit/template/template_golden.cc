@@ -61,7 +61,8 @@ std::vector<TemplateCase> ReadTemplateCases(const std::string& json_path, const 
     test.options.eos_text = golden.at("eos");
     test.options.add_generation_prompt = row.at("add_generation_prompt");
     test.options.local_time = ParseTime(golden.at("local_time"));
-    test.name = absl::StrCat(test.template_name, "/", conversation, test.options.add_generation_prompt ? "" : "/no_prompt");
+    test.name = absl::StrCat(test.template_name, "/", conversation,
+                             test.options.add_generation_prompt ? "" : "/no_prompt");
     test.fails = row.contains("error");
     test.expected = row.at(test.fails ? "error" : "text");
     cases.push_back(std::move(test));
@@ -72,7 +73,8 @@ std::vector<TemplateCase> ReadTemplateCases(const std::string& json_path, const 
 std::string CheckRanges(const RenderedChat& chat) {
   size_t last_end = 0;
   for (const TextRange& range : chat.literal_ranges) {
-    bool ordered = range.begin < range.end && range.end <= chat.text.size() && (last_end == 0 || range.begin > last_end);
+    bool ordered =
+        range.begin < range.end && range.end <= chat.text.size() && (last_end == 0 || range.begin > last_end);
     if (!ordered) return absl::StrFormat("literal range %d-%d behind %d", range.begin, range.end, last_end);
     last_end = range.end;
   }
@@ -85,7 +87,8 @@ std::string CheckTemplateCase(const TemplateCase& test) {
   auto chat = (*parsed)->Render(test.turns, test.options);
   if (!chat.ok()) return test.fails ? "" : std::string(chat.status().message());
   if (test.fails) return absl::StrCat("gave \"", chat->text, "\", jinja2 raised ", test.expected);
-  if (chat->text != test.expected) return absl::StrCat("gave\n", chat->text, "\njinja2 gave\n", test.expected);
+  if (chat->text != test.expected)
+    return absl::StrCat("gave\n", chat->text, "\njinja2 gave\n", test.expected);
   return CheckRanges(*chat);
 }
 

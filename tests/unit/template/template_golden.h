@@ -24,7 +24,7 @@ std::vector<TemplateCase> ReadTemplateCases(const std::string& json_path, const 
 // "" if our answer is the expected one: the same text, or some error where there was one. Else what differs.
 std::string CheckTemplateCase(const TemplateCase& test);
 
-// "" if the literal ranges are in order and hold exactly the bytes that came from the turns, as found by marking them.
+// "" if the literal ranges are sorted, disjoint and inside the text.
 std::string CheckRanges(const RenderedChat& chat);
 
 }  // namespace millrace

@@ -1,4 +1,6 @@
 // Every construct and SmolLM2's template against jinja2.
+#include "tests/unit/template/template_golden.h"
+
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -8,7 +10,6 @@
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
-#include "tests/unit/template/template_golden.h"
 
 namespace millrace {
 namespace {
@@ -16,7 +17,9 @@ namespace {
 constexpr char kGolden[] = "tests/golden/templates.json";
 
 // The construct a case belongs to: the part of the template's name before "/".
-std::string GroupOf(const TemplateCase& test) { return test.template_name.substr(0, test.template_name.find('/')); }
+std::string GroupOf(const TemplateCase& test) {
+  return test.template_name.substr(0, test.template_name.find('/'));
+}
 
 class TemplateGoldenTest : public testing::TestWithParam<std::string> {};
 
@@ -30,16 +33,17 @@ TEST_P(TemplateGoldenTest, RendersAsJinja2Does) {
   EXPECT_GT(checked, 0u);
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    Construct, TemplateGoldenTest,
-    testing::Values("text", "whitespace", "literals", "arithmetic", "comparison", "logic", "access", "undefined", "tests",
-                    "filters.text", "filters.sequence", "filters.value", "tojson", "methods", "functions", "set", "if",
-                    "for", "macro", "blocks", "errors", "chats", "smollm2"),
-    [](const testing::TestParamInfo<std::string>& info) {
-      std::string name = info.param;
-      std::replace(name.begin(), name.end(), '.', '_');
-      return name;
-    });
+INSTANTIATE_TEST_SUITE_P(Construct, TemplateGoldenTest,
+                         testing::Values("text", "whitespace", "literals", "arithmetic", "comparison",
+                                         "logic", "access", "undefined", "tests", "filters.text",
+                                         "filters.sequence", "filters.value", "tojson", "methods",
+                                         "functions", "set", "if", "for", "macro", "blocks", "errors",
+                                         "chats", "smollm2"),
+                         [](const testing::TestParamInfo<std::string>& info) {
+                           std::string name = info.param;
+                           std::replace(name.begin(), name.end(), '.', '_');
+                           return name;
+                         });
 
 TEST(TemplateGoldenFileTest, HasNoGroupThatNoTestRuns) {
   std::vector<std::string> tested;

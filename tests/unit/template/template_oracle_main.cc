@@ -1,7 +1,8 @@
-// Renders the cases of a JSON file made by make_template_golden.py --folder and prints, per template, how many of them are
-// as jinja2 renders them; exit status 1 if one differs that must not.
+// Renders the cases of a JSON file made by make_template_golden.py --folder and prints, per template, how
+// many of them are as jinja2 renders them; exit status 1 if one differs that must not.
 //
-//   template_oracle_test CASES.json FOLDER [TEMPLATE...]    TEMPLATE: file names that must agree (default: all)
+//   template_oracle_test CASES.json FOLDER [TEMPLATE...]    TEMPLATE: file names that must agree (default:
+//   all)
 #include <cstdio>
 #include <map>
 #include <set>
@@ -24,14 +25,18 @@ int Run(const std::string& json, const std::string& folder, const std::set<std::
     Score& score = scores[test.template_name];
     std::string difference = CheckTemplateCase(test);
     ++(difference.empty() ? score.passed : score.failed);
-    if (!difference.empty() && score.first_difference.empty()) score.first_difference = test.name + ": " + difference;
+    if (!difference.empty() && score.first_difference.empty())
+      score.first_difference = test.name + ": " + difference;
   }
   int wrong = 0;
   int exact = 0;
   for (const auto& [name, score] : scores) {
     bool needed = required.empty() || required.count(name) > 0;
-    std::printf("%-8s %3d of %3d  %s\n", score.failed == 0 ? "equal" : needed ? "WRONG" : "differs", score.passed,
-                score.passed + score.failed, name.c_str());
+    std::printf("%-8s %3d of %3d  %s\n",
+                score.failed == 0 ? "equal"
+                : needed          ? "WRONG"
+                                  : "differs",
+                score.passed, score.passed + score.failed, name.c_str());
     if (score.failed > 0) std::printf("    %.600s\n", score.first_difference.c_str());
     wrong += needed && score.failed > 0;
     exact += score.failed == 0;
