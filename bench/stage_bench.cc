@@ -1,8 +1,10 @@
 // Tokens a second of one stage that holds the whole model, on one thread: prefill of 512 tokens in chunks of
 // 128 rows, and decode of single tokens behind them, each step with its sampled token. Prints the median of 5
-// runs of each.
+// runs of each, by the clock and by the thread's CPU time, which is what counts on a machine that others share.
 //
 //   stage_bench MODEL.gguf [ISA]        ISA: auto (default), portable, avx2, avx512, reference
+#include <time.h>
+
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -34,6 +36,29 @@ struct Bench {
   std::unique_ptr<StageModel> stage;
   std::unique_ptr<KvCache> cache;
   StageBatch batch;
+};
+
+// Of a step: by the clock, and by the CPU time of this thread.
+struct Seconds {
+  double wall = 0;
+  double cpu = 0;
+
+  static Seconds Now() {
+    timespec cpu;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &cpu);
+    const std::chrono::duration<double> wall = std::chrono::steady_clock::now().time_since_epoch();
+    return {wall.count(), static_cast<double>(cpu.tv_sec) + static_cast<double>(cpu.tv_nsec) * 1e-9};
+  }
+};
+
+struct Rates {
+  std::vector<double> wall;  // tokens/s of each run
+  std::vector<double> cpu;
+
+  void Add(uint32_t tokens, const Seconds& seconds) {
+    wall.push_back(tokens / seconds.wall);
+    cpu.push_back(tokens / seconds.cpu);
+  }
 };
 
 double Median(std::vector<double> values) {
@@ -70,32 +95,38 @@ absl::StatusOr<Bench> Load(const std::string& path, const std::string& isa) {
   return bench;
 }
 
-// Rows from `first` on; samples greedily if asked. Returns seconds.
-double Step(Bench& bench, uint32_t first, uint32_t rows, bool sample) {
+// Rows from `first` on; samples greedily if asked. Adds the time it took.
+void Step(Bench& bench, uint32_t first, uint32_t rows, bool sample, Seconds& seconds) {
   StageSegment& segment = bench.batch.segments[0];
   segment.first_position = first;
   segment.token_ids.resize(rows);
   for (uint32_t i = 0; i < rows; ++i) segment.token_ids[i] = (first + i) * 7919 % bench.shape.vocabulary_size;
   segment.sampling.reset();
   if (sample) segment.sampling.emplace().temperature = 0;
-  const auto begin = std::chrono::steady_clock::now();
+  const Seconds begin = Seconds::Now();
   bench.stage->Run(bench.batch, {}, *bench.cache);
   if (sample) bench.stage->Sample(bench.batch);
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  const Seconds end = Seconds::Now();
+  seconds.wall += end.wall - begin.wall;
+  seconds.cpu += end.cpu - begin.cpu;
 }
 
-double Prefill(Bench& bench) {
-  double seconds = 0;
+void Prefill(Bench& bench, Rates& rates) {
+  Seconds seconds;
   for (uint32_t first = 0; first < kPrefillTokens; first += kChunkRows) {
-    seconds += Step(bench, first, kChunkRows, first + kChunkRows == kPrefillTokens);
+    Step(bench, first, kChunkRows, first + kChunkRows == kPrefillTokens, seconds);
   }
-  return kPrefillTokens / seconds;
+  rates.Add(kPrefillTokens, seconds);
 }
 
-double Decode(Bench& bench) {
-  double seconds = 0;
-  for (uint32_t i = 0; i < kDecodeTokens; ++i) seconds += Step(bench, kPrefillTokens + i, 1, true);
-  return kDecodeTokens / seconds;
+void Decode(Bench& bench, Rates& rates) {
+  Seconds seconds;
+  for (uint32_t i = 0; i < kDecodeTokens; ++i) Step(bench, kPrefillTokens + i, 1, true, seconds);
+  rates.Add(kDecodeTokens, seconds);
+}
+
+void Print(const char* what, const Rates& rates) {
+  printf("%s: %.1f tokens/s; by CPU time %.1f\n", what, Median(rates.wall), Median(rates.cpu));
 }
 
 int Main(int argc, char** argv) {
@@ -108,18 +139,18 @@ int Main(int argc, char** argv) {
     fprintf(stderr, "stage_bench: %s\n", std::string(bench.status().message()).c_str());
     return 1;
   }
-  std::vector<double> prefill;
-  std::vector<double> decode;
+  Rates prefill;
+  Rates decode;
   for (uint32_t run = 0; run < kRuns; ++run) {
-    prefill.push_back(Prefill(*bench));
-    decode.push_back(Decode(*bench));
+    Prefill(*bench, prefill);
+    Decode(*bench, decode);
   }
   printf("%s, %u layers, one thread, %s\n", bench->shape.name.c_str(), bench->shape.num_layers,
          bench->backend->numeric_class().c_str());
   printf("weights %.1f MB, activations %.1f MB\n", static_cast<double>(bench->stage->weight_bytes()) / 1e6,
          static_cast<double>(bench->stage->activation_bytes()) / 1e6);
-  printf("prefill %u tokens in chunks of %u: %.1f tokens/s\n", kPrefillTokens, kChunkRows, Median(prefill));
-  printf("decode at context %u: %.1f tokens/s\n", kPrefillTokens, Median(decode));
+  Print("prefill, 512 tokens in chunks of 128", prefill);
+  Print("decode at context 512", decode);
   return 0;
 }
 

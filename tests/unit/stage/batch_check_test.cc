@@ -1,6 +1,7 @@
 #include <cmath>
 #include <functional>
 #include <limits>
+#include <ostream>
 #include <string>
 
 #include "gmock/gmock.h"
@@ -82,6 +83,10 @@ struct BadBatch {
   std::function<void(StageBatch&)> spoil;
   std::string message;  // must be in it
 };
+
+void PrintTo(const BadBatch& bad, std::ostream* out) {
+  *out << bad.name;
+}
 
 class CheckBatchRefusesTest : public ::testing::TestWithParam<BadBatch> {};
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <ostream>
 #include <string>
 #include <utility>
 
@@ -25,6 +26,10 @@ struct Shape {
   std::string name;
   TinyLlamaOptions options;
 };
+
+void PrintTo(const Shape& shape, std::ostream* out) {
+  *out << shape.name;
+}
 
 TinyLlamaOptions OfType(TensorType type) {
   TinyLlamaOptions options;
