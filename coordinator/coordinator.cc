@@ -301,8 +301,10 @@ absl::Status Coordinator::Run(const std::function<absl::Status(const Coordinator
     status = WriteStatusFile(*addresses);
   }
   if (status.ok()) status = on_listening(*addresses);
-  if (status.ok()) signals_.Pop();
-  Drain();
+  if (status.ok()) {
+    signals_.Pop();
+    Drain();
+  }
   if (!options_.status_file.empty()) unlink(options_.status_file.c_str());
   return status;
 }
