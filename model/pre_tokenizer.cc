@@ -143,10 +143,8 @@ void PreTokenizer::Split(absl::string_view text,
     }
     text.remove_prefix(run.size());
     if (text.empty()) break;
-    for (size_t invalid = NextUtf8(text).length; invalid > 0; --invalid) {
-      emit(text.substr(0, 1));
-      text.remove_prefix(1);
-    }
+    emit(text.substr(0, 1));
+    text.remove_prefix(1);
   }
 }
 

@@ -94,7 +94,7 @@ TEST_F(StreamDetokenizerTest, WhatOnlyBeganLikeAStopComesOutLater) {
 TEST_F(StreamDetokenizerTest, TheTailOfAPossibleStopMayBeginAnother) {
   StreamDetokenizer detokenizer = WithStops({"1112"});
   for (int i = 0; i < 3; ++i) ExpectStep(detokenizer.Push(Byte('1')), 0, "");
-  ExpectStep(detokenizer.Push(Byte('1')), 1, "1");
+  for (int i = 0; i < 3; ++i) ExpectStep(detokenizer.Push(Byte('1')), 1, "1");
   ExpectMatch(detokenizer.Push(Byte('2')), 4, "", 0);
 }
 
@@ -177,6 +177,10 @@ TEST_F(StreamDetokenizerTest, AgreesWithTheDefinitionOnRandomTokensAndStops) {
       outcome.text += step.text;
       outcome.tokens += step.released_tokens;
       outcome.stop = step.matched_stop;
+      if (!outcome.stop) {
+        const auto released = absl::MakeSpan(ids).first(outcome.tokens);
+        ASSERT_EQ(outcome.text, ReplaceInvalidUtf8(tokenizer_->Decode(released, true)));
+      }
     }
     if (!outcome.stop) {
       const StreamDetokenizer::Step step = detokenizer.Flush();
