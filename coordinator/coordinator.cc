@@ -177,6 +177,7 @@ void Coordinator::MakeEngine() {
   engine.scheduler.max_rows = options_.max_rows;
   const absl::Span<const TokenId> ends = model_.tokenizer->end_tokens();
   engine.scheduler.end_tokens.assign(ends.begin(), ends.end());
+  engine.vocabulary_size = model_.tokenizer->vocabulary_size();
   engine.max_in_flight_limit = options_.max_in_flight;
   engine.on_ring_fault = [this](Epoch epoch, absl::Status why) { cluster_->ReportRingFault(epoch, std::move(why)); };
   engine_ = std::make_unique<Engine>(std::move(engine), frontend_->sink());

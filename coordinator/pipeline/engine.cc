@@ -126,7 +126,7 @@ void Engine::LoseRing(const absl::Status& why, absl::Time now) {
 
 void Engine::OnReturned(const HopMessage& message, absl::Time now) {
   if (!ring_.has_value() || message.epoch != ring_->epoch) return;  // stale: dropped
-  absl::StatusOr<std::vector<SequenceResult>> results = ParseResult(message);
+  absl::StatusOr<std::vector<SequenceResult>> results = ParseResult(message, options_.vocabulary_size);
   const absl::Status status =
       results.ok() ? scheduler_.OnResult(message.microbatch, *std::move(results), now) : results.status();
   if (status.ok()) return CountStamps(message);

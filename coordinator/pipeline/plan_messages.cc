@@ -1,6 +1,6 @@
 #include "coordinator/pipeline/plan_messages.h"
 
-#include <cmath>
+#include <limits>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -42,13 +42,15 @@ absl::StatusOr<TokenLogprobs> ToTokenLogprobs(const v1::ResultLogprobs& wire) {
   TokenLogprobs logprobs;
   logprobs.token = wire.chosen().token_id();
   logprobs.logprob = wire.chosen().logprob();
-  bool is_nan = std::isnan(logprobs.logprob);
+  // Minus infinity is a log probability, NaN and plus infinity are not.
+  const auto possible = [](float logprob) { return logprob < std::numeric_limits<float>::infinity(); };
+  bool all_possible = possible(logprobs.logprob);
   for (const v1::LogprobEntry& entry : wire.top()) {
-    is_nan = is_nan || std::isnan(entry.logprob());
+    all_possible = all_possible && possible(entry.logprob());
     logprobs.top.emplace_back(entry.token_id(), entry.logprob());
   }
-  if (is_nan || logprobs.top.size() > kMaxLogprobs) {
-    return absl::InternalError("log probabilities that are NaN or too many");
+  if (!all_possible || logprobs.top.size() > kMaxLogprobs) {
+    return absl::InternalError("log probabilities that are not numbers, infinite or too many");
   }
   return logprobs;
 }
@@ -79,7 +81,7 @@ v1::Plan ToWirePlan(Epoch epoch, const MicrobatchPlan& plan) {
   return wire;
 }
 
-absl::StatusOr<std::vector<SequenceResult>> ParseResult(const HopMessage& message) {
+absl::StatusOr<std::vector<SequenceResult>> ParseResult(const HopMessage& message, uint32_t vocabulary_size) {
   v1::MicrobatchResult wire;
   if (message.kind != HopKind::kResult || message.payload == nullptr ||
       !wire.ParseFromArray(message.payload->data, static_cast<int>(message.payload->size))) {
@@ -88,7 +90,7 @@ absl::StatusOr<std::vector<SequenceResult>> ParseResult(const HopMessage& messag
   std::vector<SequenceResult> results;
   results.reserve(wire.segments_size());
   for (const v1::ResultSegment& segment : wire.segments()) {
-    ASSIGN_OR_RETURN(SequenceResult result, ToSequenceResult(segment));
+    ASSIGN_OR_RETURN(SequenceResult result, ToSequenceResult(segment, vocabulary_size));
     results.push_back(std::move(result));
   }
   return results;
