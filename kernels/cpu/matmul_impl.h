@@ -31,6 +31,7 @@ struct PanelOperands {
   size_t panel_stride;
 };
 
+template <class V>
 MILLRACE_KERNEL_INLINE size_t PanelStride(size_t k) {
   return (k + kVecLanes - 1) / kVecLanes * kVecLanes;
 }
@@ -145,7 +146,7 @@ template <class V, int kRows>
 inline void RunPanelTile(const MatMulArgs& args, size_t row0, size_t n0, size_t count) {
   V sums[kRows][kPanelColumns];
   const size_t k = args.weights.columns;
-  PanelTile<V, kRows>({args.x + row0 * k, k, args.scratch, PanelStride(k)}, sums);
+  PanelTile<V, kRows>({args.x + row0 * k, k, args.scratch, PanelStride<V>(k)}, sums);
   for (int r = 0; r < kRows; ++r) {
     StoreSums(sums[r], count, args.accumulate, args.out + (row0 + r) * args.weights.rows + n0);
   }
@@ -160,7 +161,7 @@ inline void RunPanelRest(const MatMulArgs& args, size_t row0, size_t rows, size_
 
 template <class V, WeightType type>
 inline void DequantizePanel(const WeightMatrix& weights, size_t n0, size_t count, float* panel) {
-  const size_t stride = PanelStride(weights.columns);
+  const size_t stride = PanelStride<V>(weights.columns);
   for (size_t c = 0; c < kPanelColumns; ++c) {
     const size_t row = n0 + (c < count ? c : count - 1);
     DequantizeRow<V, type>(weights.data + row * weights.row_bytes, weights.columns, panel + c * stride, true);
