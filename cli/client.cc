@@ -1,12 +1,12 @@
 #include "cli/client.h"
 
 #include <google/protobuf/util/json_util.h>
+#include <unistd.h>
 
 #include <cstdio>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
-#include "common/process.h"
 #include "common/transport/channels.h"
 #include "millrace/v1/rpc_status.pb.h"
 
@@ -15,9 +15,10 @@ namespace {
 
 const char* CodeName(grpc::StatusCode code) {
   static constexpr const char* kNames[] = {
-      "OK",           "CANCELLED",      "UNKNOWN",     "INVALID_ARGUMENT",   "DEADLINE_EXCEEDED",   "NOT_FOUND",
-      "ALREADY_EXISTS", "PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "ABORTED", "OUT_OF_RANGE",
-      "UNIMPLEMENTED", "INTERNAL",      "UNAVAILABLE", "DATA_LOSS",          "UNAUTHENTICATED"};
+      "OK",        "CANCELLED",      "UNKNOWN",           "INVALID_ARGUMENT",   "DEADLINE_EXCEEDED",
+      "NOT_FOUND", "ALREADY_EXISTS", "PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION",
+      "ABORTED",   "OUT_OF_RANGE",   "UNIMPLEMENTED",     "INTERNAL",           "UNAVAILABLE",
+      "DATA_LOSS", "UNAUTHENTICATED"};
   const int index = static_cast<int>(code);
   return index >= 0 && index < 17 ? kNames[index] : "UNKNOWN";
 }
@@ -34,9 +35,26 @@ void ServerFlags::Declare(OptionSet& set) {
 }
 
 Client::Client(const std::string& server)
-    : channel(MakeControlChannel(server)),
+    : signals_([this](int signal) { OnSignal(signal); }),
+      channel(MakeControlChannel(server)),
       inference(v1::Inference::NewStub(channel)),
       control(v1::Control::NewStub(channel)) {}
+
+void Client::OnSignal(int signal) {
+  MutexLock lock(&mutex_);
+  if (cancellable_ == nullptr) _exit(128 + signal);
+  cancellable_->TryCancel();
+}
+
+Client::CancellableCall::CancellableCall(Client& client, grpc::ClientContext& context) : client_(client) {
+  MutexLock lock(&client_.mutex_);
+  client_.cancellable_ = &context;
+}
+
+Client::CancellableCall::~CancellableCall() {
+  MutexLock lock(&client_.mutex_);
+  client_.cancellable_ = nullptr;
+}
 
 int ReportStatus(const grpc::Status& status, const std::string& server) {
   if (status.ok()) return kExitOk;
@@ -54,7 +72,8 @@ int ReportStatus(const grpc::Status& status, const std::string& server) {
 }
 
 int ReportUsage(absl::string_view command, const absl::Status& status) {
-  std::fprintf(stderr, "millrace %s: %s\n", std::string(command).c_str(), std::string(status.message()).c_str());
+  std::fprintf(stderr, "millrace %s: %s\n", std::string(command).c_str(),
+               std::string(status.message()).c_str());
   return kExitUsage;
 }
 
@@ -68,7 +87,8 @@ std::string ToJson(const google::protobuf::Message& message) {
 }
 
 void GenerateFlags::Declare(OptionSet& set) {
-  set.AddInt("max-tokens", &max_tokens_, 0, 1 << 30, "stop after so many tokens; 0: at the end of the context");
+  set.AddInt("max-tokens", &max_tokens_, 0, 1 << 30,
+             "stop after so many tokens; 0: at the end of the context");
   set.AddInt("min-tokens", &min_tokens_, 0, 1 << 30, "do not stop before so many tokens");
   set.AddDouble("temperature", &temperature_, -1, 100, "0 is greedy; -1: the server's default, 1");
   set.AddInt("top-k", &top_k_, 0, 1 << 30, "keep the N most probable tokens; 0: off");
@@ -78,7 +98,8 @@ void GenerateFlags::Declare(OptionSet& set) {
   set.AddDouble("presence-penalty", &presence_penalty_, -2, 2, "0: off");
   set.AddDouble("frequency-penalty", &frequency_penalty_, -2, 2, "0: off");
   set.AddInt("seed", &seed_, -1, INT64_MAX, "the same seed gives the same answer; -1: any");
-  set.AddInt("logprobs", &logprobs_, -1, 32, "with --json: log probabilities with so many alternatives; -1: none");
+  set.AddInt("logprobs", &logprobs_, -1, 32,
+             "with --json: log probabilities with so many alternatives; -1: none");
   set.AddString("stop", &stop_, "TEXT", "stop before this text");
   set.AddString("request-id", &request_id_, "ID", "name of the request; default: made by the server");
   set.AddBool("ignore-eos", &ignore_eos_, "go on when the model ends its answer");
@@ -110,7 +131,7 @@ StreamOutcome RunGenerate(Client& client, const v1::GenerateRequest& request, ab
   if (timeout > absl::ZeroDuration()) {
     context.set_deadline(std::chrono::system_clock::now() + absl::ToChronoMilliseconds(timeout));
   }
-  SignalWatcher signals([&context](int) { context.TryCancel(); });
+  const Client::CancellableCall cancellable(client, context);
   StreamOutcome outcome;
   const auto reader = client.inference->Generate(&context, request);
   v1::GenerateEvent event;

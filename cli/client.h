@@ -10,7 +10,9 @@
 #include "absl/status/status.h"
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
+#include "common/mutex.h"
 #include "common/options.h"
+#include "common/process.h"
 #include "google/protobuf/message.h"
 #include "grpcpp/grpcpp.h"
 #include "millrace/v1/control.grpc.pb.h"
@@ -25,15 +27,38 @@ struct ServerFlags {
   void Declare(OptionSet& set);
 };
 
-// Connections to one server.
-struct Client {
+// Connections to one server, and what Ctrl-C does meanwhile: it cancels the call in progress, or ends the
+// program where there is none. Thread: main. Make it before anything that starts threads.
+class Client {
+ public:
   explicit Client(const std::string& server);
-  std::shared_ptr<grpc::Channel> channel;
-  std::unique_ptr<v1::Inference::Stub> inference;
-  std::unique_ptr<v1::Control::Stub> control;
+
+  // While it lives, Ctrl-C cancels this call. At most one at a time.
+  class CancellableCall {
+   public:
+    CancellableCall(Client& client, grpc::ClientContext& context);
+    ~CancellableCall();
+
+   private:
+    Client& client_;
+  };
+
+ private:
+  void OnSignal(int signal);
+
+  Mutex mutex_;
+  grpc::ClientContext* cancellable_ ABSL_GUARDED_BY(mutex_) = nullptr;
+  // First, so that the threads of the channel do not take the signals.
+  SignalWatcher signals_;
+
+ public:
+  const std::shared_ptr<grpc::Channel> channel;
+  const std::unique_ptr<v1::Inference::Stub> inference;
+  const std::unique_ptr<v1::Control::Stub> control;
 };
 
-// Prints one line on standard error (code, message, reason, whether to retry) and gives the exit code; 0 for OK.
+// Prints one line on standard error (code, message, reason, whether to retry) and gives the exit code; 0 for
+// OK.
 int ReportStatus(const grpc::Status& status, const std::string& server);
 
 // Prints a usage error and gives its exit code.

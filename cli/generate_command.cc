@@ -30,7 +30,8 @@ int Finish(const StreamOutcome& outcome, const ServerFlags& flags) {
   return kExitOk;
 }
 
-v1::ChatMessage* AddMessage(v1::GenerateRequest& request, const std::string& role, const std::string& content) {
+v1::ChatMessage* AddMessage(v1::GenerateRequest& request, const std::string& role,
+                            const std::string& content) {
   v1::ChatMessage* message = request.mutable_chat()->add_messages();
   message->set_role(role);
   message->set_content(content);
@@ -38,7 +39,8 @@ v1::ChatMessage* AddMessage(v1::GenerateRequest& request, const std::string& rol
 }
 
 // A conversation on standard input, one line a turn, until it ends.
-int Converse(Client& client, v1::GenerateRequest request, const GenerateFlags& generate, const ServerFlags& flags) {
+int Converse(Client& client, v1::GenerateRequest request, const GenerateFlags& generate,
+             const ServerFlags& flags) {
   std::string line;
   while (std::fputs("> ", stderr), std::getline(std::cin, line)) {
     if (line.empty()) continue;
@@ -70,7 +72,8 @@ int GenerateCommand(const std::vector<std::string>& args) {
   const auto outcome = set.Parse(args, &words);
   if (!outcome.ok()) return ReportUsage("generate", outcome.status());
   if (*outcome == OptionSet::Outcome::kHelpShown) return kExitOk;
-  if (words.empty()) return ReportUsage("generate", absl::InvalidArgumentError("a PROMPT is needed; see --help"));
+  if (words.empty())
+    return ReportUsage("generate", absl::InvalidArgumentError("a PROMPT is needed; see --help"));
   std::string prompt = absl::StrJoin(words, " ");
   if (prompt == "-") prompt.assign(std::istreambuf_iterator<char>(std::cin), {});
   v1::GenerateRequest request;

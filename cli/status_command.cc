@@ -56,9 +56,9 @@ grpc::Status WaitUntilServing(Client& client, absl::Duration timeout, Answers& a
   while (true) {
     const grpc::Status status = Ask(client, answers);
     if (status.ok() && answers.server.state() == v1::GetServerInfoResponse::STATE_SERVING) return status;
-    const std::string now = status.ok() ? absl::StrCat(StateName(answers.server.state()), ": ",
-                                                       answers.server.state_detail())
-                                        : "no answer yet";
+    const std::string now =
+        status.ok() ? absl::StrCat(StateName(answers.server.state()), ": ", answers.server.state_detail())
+                    : "no answer yet";
     if (now != said) std::fprintf(stderr, "%s\n", now.c_str());
     said = now;
     if (Clock::Steady().Now() >= deadline) {
@@ -74,15 +74,15 @@ double Seconds(const google::protobuf::Duration& duration) {
 }
 
 void PrintStages(const v1::GetLoadResponse& load) {
-  std::printf("\n%-6s %-10s %12s %12s %12s %8s  %s\n", "stage", "layers", "weights", "KV cache", "activations",
-              "busy", "worker");
+  std::printf("\n%-6s %-10s %12s %12s %12s %8s  %s\n", "stage", "layers", "weights", "KV cache",
+              "activations", "busy", "worker");
   for (const v1::StageLoad& stage : load.stages()) {
     const std::string layers =
         absl::StrCat(stage.first_layer(), "-", stage.first_layer() + stage.num_layers() - 1);
     std::printf("%-6u %-10s %12s %12s %12s %7.1f%%  %s, %s\n", stage.stage(), layers.c_str(),
                 FormatBytes(stage.weight_bytes()).c_str(), FormatBytes(stage.kv_bytes()).c_str(),
-                FormatBytes(stage.activation_bytes()).c_str(), stage.busy_share() * 100, stage.worker().c_str(),
-                stage.numeric_class().c_str());
+                FormatBytes(stage.activation_bytes()).c_str(), stage.busy_share() * 100,
+                stage.worker().c_str(), stage.numeric_class().c_str());
   }
 }
 
@@ -91,17 +91,18 @@ void Print(const Answers& answers) {
   std::printf("server     Millrace %s, %s%s%s, up %.0f s\n", answers.server.version().c_str(),
               StateName(answers.server.state()), answers.server.state_detail().empty() ? "" : ": ",
               answers.server.state_detail().c_str(), Seconds(answers.server.uptime()));
-  std::printf("model      %s (%s), %u layers, context %u, weights %s, KV %s per token\n", answers.model.name().c_str(),
-              answers.model.architecture().c_str(), answers.model.layers(), answers.model.context_tokens(),
-              FormatBytes(answers.model.weight_bytes()).c_str(),
+  std::printf("model      %s (%s), %u layers, context %u, weights %s, KV %s per token\n",
+              answers.model.name().c_str(), answers.model.architecture().c_str(), answers.model.layers(),
+              answers.model.context_tokens(), FormatBytes(answers.model.weight_bytes()).c_str(),
               FormatBytes(answers.model.kv_bytes_per_token()).c_str());
   std::printf("requests   %u running, %u queued, %lu finished, %lu failed\n", load.running_requests(),
               load.queued_requests(), static_cast<unsigned long>(load.requests_finished_total()),
               static_cast<unsigned long>(load.requests_failed_total()));
-  std::printf("tokens     %lu prompt, %lu generated\n", static_cast<unsigned long>(load.prompt_tokens_total()),
+  std::printf("tokens     %lu prompt, %lu generated\n",
+              static_cast<unsigned long>(load.prompt_tokens_total()),
               static_cast<unsigned long>(load.generated_tokens_total()));
-  std::printf("KV cache   %u of %u blocks of %u tokens in use\n", load.kv_blocks_used(), load.kv_blocks_total(),
-              load.kv_block_tokens());
+  std::printf("KV cache   %u of %u blocks of %u tokens in use\n", load.kv_blocks_used(),
+              load.kv_blocks_total(), load.kv_block_tokens());
   if (load.stages_size() > 0) PrintStages(load);
 }
 

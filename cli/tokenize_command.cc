@@ -7,8 +7,17 @@
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_join.h"
 #include "cli/client.h"
+#include "model/utf8.h"
 
 namespace millrace::cli {
+namespace {
+
+// A token may be part of a character: such bytes are shown as numbers.
+std::string Readable(const std::string& token) {
+  return ValidUtf8Prefix(token) == token.size() ? absl::Utf8SafeCEscape(token) : absl::CHexEscape(token);
+}
+
+}  // namespace
 
 int TokenizeCommand(const std::vector<std::string>& args) {
   ServerFlags flags;
@@ -21,7 +30,8 @@ int TokenizeCommand(const std::vector<std::string>& args) {
   const auto outcome = set.Parse(args, &words);
   if (!outcome.ok()) return ReportUsage("tokenize", outcome.status());
   if (*outcome == OptionSet::Outcome::kHelpShown) return kExitOk;
-  if (words.empty()) return ReportUsage("tokenize", absl::InvalidArgumentError("a TEXT is needed; see --help"));
+  if (words.empty())
+    return ReportUsage("tokenize", absl::InvalidArgumentError("a TEXT is needed; see --help"));
   v1::TokenizeRequest request;
   request.set_text(absl::StrJoin(words, " "));
   if (request.text() == "-") request.mutable_text()->assign(std::istreambuf_iterator<char>(std::cin), {});
@@ -36,7 +46,7 @@ int TokenizeCommand(const std::vector<std::string>& args) {
     return kExitOk;
   }
   for (int i = 0; i < response.token_ids_size(); ++i) {
-    std::printf("%6u  %s\n", response.token_ids(i), absl::Utf8SafeCEscape(response.tokens(i)).c_str());
+    std::printf("%6u  %s\n", response.token_ids(i), Readable(response.tokens(i)).c_str());
   }
   return kExitOk;
 }

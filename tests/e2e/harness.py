@@ -43,6 +43,7 @@ class Process:
 
     def __init__(self, name, command, folder, **popen):
         self.name = name
+        self.asked_to_stop = False
         self.command = [str(part) for part in command]
         number = next(Process._numbers)
         self.out_path = pathlib.Path(folder) / f"{number:03}-{name}.out"
@@ -80,14 +81,15 @@ class Process:
         return self.wait_for_line(r"^listening on (\S+:\d+)$").group(1)
 
     def send(self, number):
+        self.asked_to_stop = self.asked_to_stop or number == signal.SIGTERM
         self.popen.send_signal(number)
 
     def wait(self, seconds=PATIENCE):
         return self.popen.wait(timeout=seconds)
 
     def stop(self, seconds=20):
-        """Asks the program to end, and returns its exit code."""
-        if self.running():
+        """Asks the program to end, unless that was done, and returns its exit code. (Asked twice, a program ends at once.)"""
+        if self.running() and not self.asked_to_stop:
             self.send(signal.SIGTERM)
         return self.wait(seconds)
 

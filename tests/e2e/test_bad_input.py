@@ -62,9 +62,9 @@ REQUESTS = {
     "33 logprobs": (harness.request([5], 4, logprobs=33), INVALID, ["logprobs", "33", "32"]),
     "33 prompt_logprobs": (harness.request([5], 4, prompt_logprobs=33), INVALID, ["prompt_logprobs", "33", "32"]),
     "long request_id": (harness.request([5], 4, request_id="x" * 129), INVALID, ["request_id", "129", "128"]),
-    "10 MB of text": (harness.request("a" * 10_000_000), EXHAUSTED, ["10000000"]),
-    "10 MB of chat": (harness.request([("user", "a" * 10_000_000)]), EXHAUSTED, ["10000000"]),
-    "10 MB of ids": (harness.request([5] * 2_500_000), EXHAUSTED, ["10000000"]),
+    "10 MB of text": (harness.request("a" * 10_000_000), EXHAUSTED, ["bytes", "limit"]),
+    "10 MB of chat": (harness.request([("user", "a" * 10_000_000)]), EXHAUSTED, ["bytes", "limit"]),
+    "10 MB of ids": (harness.request([5] * 2_500_000), EXHAUSTED, ["bytes", "limit"]),
 }
 
 
@@ -183,7 +183,7 @@ def assert_refused(code, out, err, expected_code, said):
     (COORDINATOR, ["--model", "m.gguf", "stray"], ["stray"]),
     (WORKER, [], ["--coordinator"]),
     (WORKER, ["--coordinator", "nonsense"], ["--coordinator", "nonsense"]),
-    (WORKER, ["--coordinator", "127.0.0.1:1", "--stage", "-1"], ["--stage", "-1"]),
+    (WORKER, ["--coordinator", "127.0.0.1:1", "--stage", "-2"], ["--stage", "-2"]),
     (WORKER, ["--coordinator", "127.0.0.1:1", "--kv-memory", "lots"], ["--kv-memory", "lots"]),
     (WORKER, ["--coordinator", "127.0.0.1:1", "--isa", "sse9"], ["--isa", "sse9"]),
 ])

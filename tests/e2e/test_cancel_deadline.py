@@ -37,7 +37,7 @@ class Request:
         self.call = client.stream(harness.request(prompt, 8000, harness.GREEDY, NO_END, request_id="held"), timeout=timeout)
         assert next(self.call).WhichOneof("event") == "started"
         if phase == "queued":
-            assert client.load().queued_requests == 1
+            harness.wait_until(lambda: client.load().queued_requests == 1, "it is queued", 5)
         if phase == "prefill":
             harness.wait_until(lambda: client.load().kv_blocks_used > 0, "prefill has begun")
         if phase == "decode":

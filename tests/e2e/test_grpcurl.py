@@ -63,7 +63,7 @@ def test_generate(tiny_cluster):
     assert ran.returncode == 0, ran.stderr
     events = objects(ran.stdout)
     assert "started" in events[0] and events[-1]["finished"]["reason"] == "FINISH_REASON_LENGTH"
-    ids = [token for event in events if "tokens" in event for token in event["tokens"]["tokenIds"]]
+    ids = [token for event in events if "tokens" in event for token in event["tokens"].get("tokenIds", [])]
     assert ids == tiny_cluster.client.generate([11, 12], 5, harness.GREEDY, {"ignore_eos": True}).ids
 
 

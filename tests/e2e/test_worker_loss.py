@@ -82,7 +82,7 @@ def test_kill_9_in_mid_stream(cluster, expected, stage):
     assert time.monotonic() - began < 2
     assert_out_of_service(cluster)
     replace(cluster, stage)
-    assert cluster.client.load().epoch > epoch
+    harness.wait_until(lambda: cluster.client.load().epoch > epoch, "the next epoch shows", 2)
     assert cluster.client.generate(**MESSAGE).bits() == expected
 
 

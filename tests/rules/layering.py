@@ -8,25 +8,29 @@ import sys
 
 from sources import ROOT, report, strip_cpp, tracked
 
-# Folder: which of our folders it may include (its own subtree is written out too), and whether it may see gRPC and the
-# generated protobuf code. The longest folder that fits a path decides.
+# What of gRPC and the protobuf code a folder may see.
+NOTHING, MESSAGES, GRPC = range(3)
+# Folder: which of our folders it may include (its own subtree is written out too), and what of RPC it may see. The
+# longest folder that fits a path decides.
+ALL = ["common", "model", "kernels", "worker", "coordinator", "cli", "deploy", "bench", "tests"]
 RULES = {
-    "kernels": (["kernels"], False),
-    "common": (["common"], False),
-    "common/transport": (["common"], True),
-    "model": (["common", "model"], False),
-    "worker": (["common", "model", "kernels", "worker"], True),
-    "worker/stage": (["common", "model", "kernels", "worker/stage", "worker/kv"], False),
-    "worker/kv": (["common", "model", "kernels", "worker/kv"], False),
-    "coordinator": (["common", "model", "coordinator"], True),
-    "coordinator/scheduler": (["common", "coordinator/scheduler"], False),
-    "cli": (["common", "cli"], True),
-    "deploy": (["common", "deploy"], True),
-    "bench": (["common", "model", "kernels", "worker", "coordinator", "cli", "bench", "tests"], True),
-    "tests": (["common", "model", "kernels", "worker", "coordinator", "cli", "deploy", "bench", "tests"], True),
+    "kernels": (["kernels"], NOTHING),
+    "common": (["common"], NOTHING),
+    "common/transport": (["common"], GRPC),
+    "model": (["common", "model"], NOTHING),
+    "worker": (["common", "model", "kernels", "worker"], GRPC),
+    "worker/stage": (["common", "model", "kernels", "worker/stage", "worker/kv"], NOTHING),
+    "worker/kv": (["common", "model", "kernels", "worker/kv"], NOTHING),
+    "coordinator": (["common", "model", "coordinator"], GRPC),
+    "coordinator/scheduler": (["common", "coordinator/scheduler"], NOTHING),
+    "coordinator/pipeline": (["common", "coordinator/scheduler", "coordinator/pipeline"], MESSAGES),
+    "coordinator/cluster": (["common", "coordinator/scheduler", "coordinator/pipeline", "coordinator/cluster"], GRPC),
+    "coordinator/frontend": (["common", "model", "coordinator/scheduler", "coordinator/pipeline", "coordinator/frontend"], GRPC),
+    "cli": (["common", "model", "cli"], GRPC),
+    "deploy": (ALL, GRPC),
+    "bench": (ALL, GRPC),
+    "tests": (ALL, GRPC),
 }
-# Folders in which a gRPC or protobuf file may be one file only, for a conversion that belongs there.
-RPC_EXCEPTIONS = {"common/grpc_status.h", "common/grpc_status.cc"}
 # Libraries that only some folders may use; tests may use any.
 THIRD_PARTY = {
     "yaml-cpp/": ["common"],
@@ -64,9 +68,13 @@ def within(path, folder):
     return path == folder or path.startswith(folder + "/")
 
 
-def is_rpc(target):
-    return target.startswith(("grpc/", "grpc++/", "grpcpp/", "google/protobuf/", "millrace/v1/")) or \
-        target.endswith((".pb.h", ".grpc.pb.h"))
+def rpc_level(target):
+    """What of RPC an include shows."""
+    if target.startswith(("grpc/", "grpc++/", "grpcpp/")) or target.endswith(".grpc.pb.h"):
+        return GRPC
+    if target.startswith(("google/protobuf/", "millrace/v1/")) or target.endswith(".pb.h"):
+        return MESSAGES
+    return NOTHING
 
 
 def is_main(path):
@@ -84,15 +92,14 @@ def check_include(path, target):
         return f"kernels use absl status, types and strings only, not {target}"
     if path.startswith(PURE) and PURE_INCLUDES.match(target):
         return f"the scheduler is a state machine without threads, clocks or files, and includes {target}"
-    if is_rpc(target):
-        if not is_main(path) and not RULES[folder][1] and path not in RPC_EXCEPTIONS:
-            return f"{folder} knows nothing of gRPC and protobuf, and includes {target}"
+    if rpc_level(target) != NOTHING:
+        if not is_main(path) and RULES[folder][1] < rpc_level(target):
+            return f"{folder} knows nothing of {'gRPC' if rpc_level(target) == GRPC else 'gRPC and protobuf'}, and includes {target}"
         return None
     for prefix, folders in THIRD_PARTY.items():
         if target.startswith(prefix) and not any(within(path, f) for f in folders + ["tests"]):
             return f"{target} is for {', '.join(folders + ['tests'])} only"
-    ours = next((f for f in ("kernels", "common", "model", "worker", "coordinator", "cli", "deploy", "bench", "tests")
-                 if within(target, f)), None)
+    ours = next((f for f in ALL if within(target, f)), None)
     if ours is None or is_main(path):
         return None
     if not any(within(target, allowed) for allowed in RULES[folder][0]):
