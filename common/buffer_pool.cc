@@ -1,5 +1,6 @@
 #include "common/buffer_pool.h"
 
+#include <algorithm>
 #include <new>
 #include <utility>
 
@@ -16,7 +17,7 @@ void Free(PooledBuffer* buffer) {
 }  // namespace
 
 struct BufferPool::Shelf {
-  explicit Shelf(size_t max) : max_idle(max) {}
+  explicit Shelf(size_t max) : max_idle(max) { idle.reserve(max_idle + 1); }
   ~Shelf() {
     for (PooledBuffer* buffer : idle) Free(buffer);
   }
@@ -32,13 +33,17 @@ struct BufferPool::Shelf {
     return nullptr;
   }
 
+  // Of one buffer too many the smallest goes: a full shelf of small ones would be of no use to large messages.
   void PutBack(PooledBuffer* buffer) {
     {
       MutexLock lock(&mutex);
-      if (idle.size() < max_idle) {
-        idle.push_back(buffer);
-        return;
-      }
+      idle.push_back(buffer);
+      if (idle.size() <= max_idle) return;
+      const auto smallest = std::min_element(idle.begin(), idle.end(), [](const PooledBuffer* a, const PooledBuffer* b) {
+        return a->capacity < b->capacity;
+      });
+      buffer = *smallest;
+      idle.erase(smallest);
     }
     Free(buffer);
   }

@@ -1,5 +1,6 @@
 #include "common/options.h"
 
+#include <sys/stat.h>
 #include <yaml-cpp/yaml.h>
 
 #include <algorithm>
@@ -254,6 +255,11 @@ absl::StatusOr<OptionSet::Outcome> OptionSet::Parse(const std::vector<std::strin
 }
 
 absl::Status OptionSet::ApplyFile(const std::string& path) {
+  // yaml-cpp takes a folder for an empty file.
+  struct stat info;
+  if (stat(path.c_str(), &info) != 0 || S_ISDIR(info.st_mode)) {
+    return absl::InvalidArgumentError(absl::StrCat(path, ": cannot be read"));
+  }
   // yaml-cpp throws; nothing of it leaves this function.
   try {
     const YAML::Node root = YAML::LoadFile(path);
