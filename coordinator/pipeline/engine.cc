@@ -24,6 +24,23 @@ size_t InboxCapacity(const EngineOptions& options) {
   return size_t{3} * MaxLive(options.scheduler) + options.max_in_flight_limit + 64;
 }
 
+// Tokens become indices into the tokenizer's tables further on.
+absl::Status CheckTokens(const std::vector<SequenceResult>& results, uint32_t vocabulary_size) {
+  const auto known = [&](const TokenLogprobs& logprobs) {
+    return logprobs.token < vocabulary_size &&
+           std::all_of(logprobs.top.begin(), logprobs.top.end(),
+                       [&](const auto& entry) { return entry.first < vocabulary_size; });
+  };
+  for (const SequenceResult& result : results) {
+    if (result.token.value_or(0) >= vocabulary_size || (result.logprobs.has_value() && !known(*result.logprobs)) ||
+        !std::all_of(result.prompt_logprobs.begin(), result.prompt_logprobs.end(), known)) {
+      return absl::InternalError(absl::StrCat("sequence ", result.sequence.value(),
+                                              ": a token outside the vocabulary of ", vocabulary_size));
+    }
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 Engine::Engine(EngineOptions options, TokenSink* sink)
@@ -126,9 +143,10 @@ void Engine::LoseRing(const absl::Status& why, absl::Time now) {
 
 void Engine::OnReturned(const HopMessage& message, absl::Time now) {
   if (!ring_.has_value() || message.epoch != ring_->epoch) return;  // stale: dropped
-  absl::StatusOr<std::vector<SequenceResult>> results = ParseResult(message, options_.vocabulary_size);
-  const absl::Status status =
-      results.ok() ? scheduler_.OnResult(message.microbatch, *std::move(results), now) : results.status();
+  absl::StatusOr<std::vector<SequenceResult>> results = ParseResult(message);
+  absl::Status status = results.status();
+  if (status.ok()) status = CheckTokens(*results, options_.vocabulary_size);
+  if (status.ok()) status = scheduler_.OnResult(message.microbatch, *std::move(results), now);
   if (status.ok()) return CountStamps(message);
   LogError("epoch ", message.epoch.value(), ": ", status.message());
   const Epoch epoch = ring_->epoch;

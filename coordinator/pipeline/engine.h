@@ -32,7 +32,7 @@ struct RingConnection {
 
 struct EngineOptions {
   SchedulerOptions scheduler;
-  uint32_t vocabulary_size = 0;       // of the model; results with other tokens are refused
+  uint32_t vocabulary_size = UINT32_MAX;  // of the model; results with other tokens are refused
   uint32_t max_in_flight_limit = 64;  // no ring has a larger window
   const Clock* clock = &Clock::Steady();
   // The ring gave results that cannot be: it should be given up. Thread: engine.

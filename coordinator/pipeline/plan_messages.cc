@@ -81,7 +81,7 @@ v1::Plan ToWirePlan(Epoch epoch, const MicrobatchPlan& plan) {
   return wire;
 }
 
-absl::StatusOr<std::vector<SequenceResult>> ParseResult(const HopMessage& message, uint32_t vocabulary_size) {
+absl::StatusOr<std::vector<SequenceResult>> ParseResult(const HopMessage& message) {
   v1::MicrobatchResult wire;
   if (message.kind != HopKind::kResult || message.payload == nullptr ||
       !wire.ParseFromArray(message.payload->data, static_cast<int>(message.payload->size))) {
@@ -90,7 +90,7 @@ absl::StatusOr<std::vector<SequenceResult>> ParseResult(const HopMessage& messag
   std::vector<SequenceResult> results;
   results.reserve(wire.segments_size());
   for (const v1::ResultSegment& segment : wire.segments()) {
-    ASSIGN_OR_RETURN(SequenceResult result, ToSequenceResult(segment, vocabulary_size));
+    ASSIGN_OR_RETURN(SequenceResult result, ToSequenceResult(segment));
     results.push_back(std::move(result));
   }
   return results;
