@@ -25,6 +25,12 @@ void* operator new(size_t bytes) {
 void* operator new[](size_t bytes) {
   return Allocate(bytes);
 }
+void* operator new(size_t bytes, const std::nothrow_t&) noexcept {
+  return Allocate(bytes);
+}
+void* operator new[](size_t bytes, const std::nothrow_t&) noexcept {
+  return Allocate(bytes);
+}
 void operator delete(void* memory) noexcept {
   std::free(memory);
 }
