@@ -5,8 +5,10 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstring>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
@@ -82,7 +84,12 @@ absl::StatusOr<HostPort> ParseHostPort(absl::string_view text) {
   HostPort result;
   absl::string_view host = text.substr(0, colon);
   uint32_t port = 0;
-  if (!absl::SimpleAtoi(text.substr(colon + 1), &port) || port > 65535) return error;
+  const absl::string_view digits = text.substr(colon + 1);
+  // SimpleAtoi alone would take spaces and a sign.
+  if (!std::all_of(digits.begin(), digits.end(), absl::ascii_isdigit) || !absl::SimpleAtoi(digits, &port) ||
+      port > 65535) {
+    return error;
+  }
   result.port = static_cast<uint16_t>(port);
   if (host.front() == '[' && host.back() == ']' && host.size() > 2) {
     host = host.substr(1, host.size() - 2);

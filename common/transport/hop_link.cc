@@ -27,6 +27,8 @@ class HopLink::Stream final : public grpc::ClientBidiReactor<grpc::ByteBuffer, g
     context_.AddMetadata(kEpochMetadata, absl::StrCat(options_.epoch.value()));
     context_.set_wait_for_ready(true);
     stub_.PrepareBidiStreamingCall(&context_, kHopMethod, grpc::StubOptions(), this);
+    // Send starts writes from outside of gRPC's calls, and gRPC frees a stream without a hold before it says so.
+    AddHold();
     StartRead(&incoming_);
     StartCall();
   }
@@ -47,7 +49,7 @@ class HopLink::Stream final : public grpc::ClientBidiReactor<grpc::ByteBuffer, g
 
   bool Send(HopMessage message) {
     MutexLock lock(&mutex_);
-    if (done_ || closing_ || queue_.size() >= options_.max_queued) return false;
+    if (ended_ || closing_ || queue_.size() >= options_.max_queued) return false;
     queue_.push_back(EncodeHopMessage(message));
     if (queue_.size() == 1) StartWrite(&queue_.front());
     return true;
@@ -81,22 +83,26 @@ class HopLink::Stream final : public grpc::ClientBidiReactor<grpc::ByteBuffer, g
 
   // The receiver sends nothing; a finished read means that it ended the stream.
   void OnReadDone(bool ok) override {
-    if (ok) {
-      StartRead(&incoming_);
-    } else {
-      context_.TryCancel();
+    if (ok) return StartRead(&incoming_);
+    {
+      MutexLock lock(&mutex_);
+      ended_ = true;
     }
+    context_.TryCancel();
+    RemoveHold();
   }
 
   void OnDone(const grpc::Status& status) override {
+    // A stream that ends is broken, however politely.
+    const absl::StatusCode code =
+        status.ok() ? absl::StatusCode::kUnavailable : static_cast<absl::StatusCode>(status.error_code());
     const absl::Status reason(
-        static_cast<absl::StatusCode>(status.error_code()),
-        absl::StrCat("hop to ", options_.address, ": ",
-                     status.error_message().empty() ? "stream ended" : status.error_message()));
+        code, absl::StrCat("hop to ", options_.address, ": ",
+                           status.error_message().empty() ? "stream ended" : status.error_message()));
     bool report = false;
     {
       MutexLock lock(&mutex_);
-      status_ = reason.ok() ? absl::UnavailableError(reason.message()) : reason;
+      status_ = reason;
       report = !closing_;
     }
     if (report && options_.on_broken) options_.on_broken(reason);
@@ -115,6 +121,7 @@ class HopLink::Stream final : public grpc::ClientBidiReactor<grpc::ByteBuffer, g
   std::deque<grpc::ByteBuffer> queue_ ABSL_GUARDED_BY(mutex_);
   bool connected_ ABSL_GUARDED_BY(mutex_) = false;
   bool closing_ ABSL_GUARDED_BY(mutex_) = false;
+  bool ended_ ABSL_GUARDED_BY(mutex_) = false;  // nothing may be started from outside any more
   bool done_ ABSL_GUARDED_BY(mutex_) = false;
   absl::Status status_ ABSL_GUARDED_BY(mutex_);
 };
