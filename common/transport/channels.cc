@@ -24,6 +24,7 @@ constexpr size_t kMaxStatusMessage = 1024;
 // gRPC's default keepalive takes two hours to notice a peer that vanished without a word.
 constexpr int kKeepaliveTimeMs = 10000;
 constexpr int kKeepaliveTimeoutMs = 5000;
+constexpr int kConnectTimeoutMs = 5000;
 
 grpc::ChannelArguments CommonArguments() {
   grpc::ChannelArguments args;
@@ -32,7 +33,8 @@ grpc::ChannelArguments CommonArguments() {
   args.SetInt(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
   args.SetInt(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
   args.SetInt(GRPC_ARG_ENABLE_RETRIES, 0);
-  args.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 100);
+  // What gRPC names a back-off is how long one attempt to connect may take: on a busy host, far more than 100 ms.
+  args.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, kConnectTimeoutMs);
   args.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
   args.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 1000);
   // Cluster traffic must never wander through a proxy that the environment names for web traffic.
