@@ -86,19 +86,23 @@ on_signal() { signals=$((signals + 1)); }
 trap on_signal INT TERM HUP
 
 running() { kill -0 "$mpirun_pid" 2>/dev/null; }
-# A rank on this host is a child of mpirun and has its number in its environment.
+# A rank on this host is a child of mpirun and has its number in its environment. Prints "process rank" of each. Reads /proc
+# without a fork per process, which on a busy machine would take seconds.
 find_local_ranks() {
-  local dir parent
+  local dir stat fields rank
   for dir in /proc/[0-9]*; do
-    parent=$(sed -n 's/^PPid:[[:space:]]*//p' "$dir/status" 2>/dev/null) || continue
-    [ "$parent" = "$mpirun_pid" ] || continue
-    printf '%s %s\n' "${dir#/proc/}" "$(tr '\0' '\n' <"$dir/environ" 2>/dev/null | sed -n 's/^OMPI_COMM_WORLD_RANK=//p')"
+    { read -r stat <"$dir/stat"; } 2>/dev/null || continue
+    read -r -a fields <<<"${stat##*) }"
+    [ "${fields[1]:-}" = "$mpirun_pid" ] || continue
+    rank=$(tr '\0' '\n' 2>/dev/null <"$dir/environ" | sed -n 's/^OMPI_COMM_WORLD_RANK=//p')
+    [ -z "$rank" ] || printf '%s %s\n' "${dir#/proc/}" "$rank"
   done
 }
+find_rank0() { find_local_ranks | sed -n 's/ 0$//p'; }
 # Without a fork, as it runs a few times a second for as long as the cluster does.
 alive() {
   local stat
-  read -r stat 2>/dev/null <"/proc/$1/stat" || return 1
+  { read -r stat <"/proc/$1/stat"; } 2>/dev/null || return 1
   case "${stat##*) }" in Z*|X*) return 1 ;; esac
 }
 exec {silence}<> <(:)
@@ -117,11 +121,10 @@ kill_all() {
 rank0='' asked=0 killed=0 deadline=0 seen_signals=0 listened=0
 while running; do
   [ "$listened" = 1 ] || [ ! -s "$status" ] || listened=1
-  if [ -z "$rank0" ] && { [ "$SECONDS" -lt 30 ] || [ "$signals" -gt 0 ]; }; then
-    rank0=$(find_local_ranks | awk '$2 == "0" {print $1; exit}')
-  fi
+  if [ -z "$rank0" ] && [ "$SECONDS" -lt 30 ]; then rank0=$(find_rank0); fi
   if [ "$signals" -gt "$seen_signals" ]; then
     seen_signals=$signals
+    [ -n "$rank0" ] || rank0=$(find_rank0)
     if [ "$asked" = 1 ] || [ -z "$rank0" ]; then
       [ -n "$rank0" ] || say "mpirun.sh: rank 0 does not run on this host: stopping mpirun, which gives the ranks one second"
       kill_all

@@ -235,8 +235,10 @@ def hosts(tmp_path):
             run("ip", "-n", names[i], "addr", "add", f"{net}.{i + 1}/24", "dev", "eth0")
             run("ip", "-n", names[i], "link", "set", "eth0", "up")
         agent = tmp_path / "agent"
-        # mpirun calls: agent HOST COMMAND...; the host's last number names its namespace.
-        agent.write_text(f'#!/bin/bash\nhost=$1; shift\nexec ip netns exec {tag}n${{host##*.}} bash -c "$*"\n')
+        # mpirun calls: agent HOST COMMAND...; the host's last number names its namespace. Hosts have a /tmp each: Open MPI's
+        # daemons, which think they are on one host called the same, would meet in it.
+        agent.write_text(f'#!/bin/bash\nhost=$1; shift\nexport TMPDIR={tmp_path}/${{host##*.}}; mkdir -p "$TMPDIR"\n'
+                         f'exec ip netns exec {tag}n${{host##*.}} bash -c "$*"\n')
         agent.chmod(0o755)
         hostfile = tmp_path / "hosts"
         hostfile.write_text("".join(f"{net}.{i} slots=1\n" for i in (1, 2, 3)))
