@@ -80,8 +80,8 @@ absl::StatusOr<Bench> Load(const std::string& path, const std::string& isa) {
   }
   ASSIGN_OR_RETURN(bench.backend, MakeBackend(isa));
   const StageLayout layout{0, bench.shape.num_layers, true, true};
-  ASSIGN_OR_RETURN(bench.stage, StageModel::Create(*bench.file, bench.shape, layout, kChunkRows,
-                                                   kContextTokens, *bench.backend, nullptr));
+  ASSIGN_OR_RETURN(bench.stage, StageModel::Create(*bench.file, bench.shape, *bench.backend,
+                                                   {layout, kChunkRows, kContextTokens}));
   KvCache::Shape cache;
   cache.num_layers = bench.shape.num_layers;
   cache.num_blocks = (kContextTokens + kBlockTokens - 1) / kBlockTokens;

@@ -59,8 +59,9 @@ absl::Status StageHost::LoadLayers(const v1::Assign& assign) {
                     assign.max_context_tokens() == context_tokens_;
   if (same) return absl::OkStatus();
   model_.reset();
-  ASSIGN_OR_RETURN(model_, StageModel::Create(*file_, hyper_parameters_, layout, assign.max_rows(),
-                                              assign.max_context_tokens(), *options_.backend, options_.on_progress));
+  ASSIGN_OR_RETURN(model_, StageModel::Create(*file_, hyper_parameters_, *options_.backend,
+                                              {layout, assign.max_rows(), assign.max_context_tokens(),
+                                               options_.on_progress}));
   layout_ = layout;
   max_rows_ = assign.max_rows();
   context_tokens_ = assign.max_context_tokens();

@@ -61,21 +61,24 @@ struct StageModel::Impl {
   }
 };
 
-absl::StatusOr<std::unique_ptr<StageModel>> StageModel::Create(
-    const GgufFile& file, const HyperParameters& hyper_parameters, const StageLayout& layout,
-    uint32_t max_rows, uint32_t context_tokens, const kernels::Backend& backend,
-    const std::function<void(uint64_t, uint64_t)>& progress) {
+absl::StatusOr<std::unique_ptr<StageModel>> StageModel::Create(const GgufFile& file,
+                                                               const HyperParameters& hyper_parameters,
+                                                               const kernels::Backend& backend,
+                                                               const StageModelOptions& options) {
+  const StageLayout& layout = options.layout;
+  const uint32_t context_tokens = options.context_tokens;
   RETURN_IF_ERROR(CheckLayout(layout, hyper_parameters));
-  RETURN_IF_ERROR(CheckSizes(max_rows, context_tokens, hyper_parameters));
+  RETURN_IF_ERROR(CheckSizes(options.max_rows, context_tokens, hyper_parameters));
   std::unique_ptr<Impl> impl(new Impl{hyper_parameters, layout, backend, context_tokens, {}, {}, {}, {}});
   impl->weights = ViewStageWeights(file, layout);
   ASSIGN_OR_RETURN(impl->rope_table,
                    MakeRopeTable(hyper_parameters, impl->weights.rope_freqs, context_tokens));
-  ASSIGN_OR_RETURN(impl->activations, Activations::Allocate(hyper_parameters, max_rows, context_tokens));
+  ASSIGN_OR_RETURN(impl->activations,
+                   Activations::Allocate(hyper_parameters, options.max_rows, context_tokens));
   if (layout.last) {
     ASSIGN_OR_RETURN(impl->output_head, OutputHead::Create(impl->hyper_parameters, impl->weights, backend));
   }
-  PageIn(impl->weights, progress);
+  PageIn(impl->weights, options.progress);
   return std::unique_ptr<StageModel>(new StageModel(std::move(impl)));
 }
 

@@ -20,18 +20,24 @@
 
 namespace millrace {
 
+struct StageModelOptions {
+  StageLayout layout;
+  uint32_t max_rows = 0;        // of one microbatch
+  uint32_t context_tokens = 0;  // no position is beyond
+  std::function<void(uint64_t done, uint64_t total)> progress = nullptr;  // of bytes read; may be empty
+};
+
 // Thread: compute. All working memory is allocated by Create; Run allocates nothing large.
 class StageModel {
  public:
-  // `file`, `backend` outlive this. `progress(done, total)` is called with bytes read now and then; weights
+  // `file`, `backend` outlive this. `progress` is called now and then; weights
   // are read once (paged in) here, so that the first microbatch does not wait for the disk.
   // RESOURCE_EXHAUSTED: not enough memory. INVALID_ARGUMENT: a layout outside the model (no layers, too many,
   // `first` or `last` at odds with the layers), max_rows 0, context_tokens 0 or more than the model's,
   // rope_freqs.weight out of range.
   static absl::StatusOr<std::unique_ptr<StageModel>> Create(
-      const GgufFile& file, const HyperParameters& hyper_parameters, const StageLayout& layout,
-      uint32_t max_rows, uint32_t context_tokens, const kernels::Backend& backend,
-      const std::function<void(uint64_t, uint64_t)>& progress);
+      const GgufFile& file, const HyperParameters& hyper_parameters, const kernels::Backend& backend,
+      const StageModelOptions& options);
   ~StageModel();
 
   // Runs one microbatch through the layers. `input` is [rows, hidden] from the stage before (empty on the

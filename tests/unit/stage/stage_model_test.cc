@@ -312,8 +312,7 @@ TEST_F(StageSampleTest, PromptLogprobsAreThoseOfTheNextTokenAcrossChunks) {
 class StageCreateTest : public StageSampleTest {
  protected:
   absl::Status Create(const StageLayout& layout, uint32_t max_rows = 8, uint32_t context_tokens = 64) {
-    return StageModel::Create(*model_.file, model_.shape, layout, max_rows, context_tokens, *model_.backend,
-                              nullptr)
+    return StageModel::Create(*model_.file, model_.shape, *model_.backend, {layout, max_rows, context_tokens})
         .status();
   }
 };
@@ -340,8 +339,10 @@ TEST_F(StageCreateTest, RefusesSizesOutOfRange) {
 TEST_F(StageCreateTest, ReportsProgressToTheEnd) {
   std::vector<std::pair<uint64_t, uint64_t>> calls;
   const auto stage =
-      StageModel::Create(*model_.file, model_.shape, {0, 3, true, true}, 8, 64, *model_.backend,
-                         [&](uint64_t done, uint64_t total) { calls.emplace_back(done, total); });
+      StageModel::Create(*model_.file, model_.shape, *model_.backend,
+                         {{0, 3, true, true}, 8, 64, [&](uint64_t done, uint64_t total) {
+                            calls.emplace_back(done, total);
+                          }});
   ASSERT_TRUE(stage.ok());
   ASSERT_FALSE(calls.empty());
   EXPECT_EQ(calls.back(), std::make_pair((*stage)->weight_bytes(), (*stage)->weight_bytes()));

@@ -58,8 +58,8 @@ StageRing::StageRing(const TestModel& model, StageRingOptions options) {
   uint32_t first_layer = 0;
   for (uint32_t layers : options.layers) {
     const StageLayout layout{first_layer, layers, first_layer == 0, first_layer + layers == shape.num_layers};
-    stages_.push_back(ValueOrDie(StageModel::Create(*model.file, shape, layout, options.max_rows,
-                                                    shape.context_tokens, *model.backend, nullptr)));
+    stages_.push_back(ValueOrDie(StageModel::Create(*model.file, shape, *model.backend,
+                                                    {layout, options.max_rows, shape.context_tokens})));
     KvCache::Shape cache;
     cache.num_layers = layers;
     cache.num_blocks = options.num_blocks;
