@@ -1,6 +1,7 @@
 // Tokens a second of one stage that holds the whole model, on one thread: prefill of 512 tokens in chunks of
 // 128 rows, and decode of single tokens behind them, each step with its sampled token. Prints the median of 5
-// runs of each, by the clock and by the thread's CPU time, which is what counts on a machine that others share.
+// runs of each, by the clock and by the thread's CPU time, which is what counts on a machine that others
+// share.
 //
 //   stage_bench MODEL.gguf [ISA]        ISA: auto (default), portable, avx2, avx512, reference
 #include <time.h>

@@ -14,8 +14,8 @@
 
 namespace millrace {
 
-// Thread: any. Holds at most `capacity` items. After Close, pushes fail, what was pushed can still be popped, and every
-// waiting thread wakes.
+// Thread: any. Holds at most `capacity` items. After Close, pushes fail, what was pushed can still be popped,
+// and every waiting thread wakes.
 template <typename T>
 class BoundedQueue {
  public:
@@ -85,7 +85,8 @@ class BoundedQueue {
   }
 
   void WaitForItem(absl::Duration timeout) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-    const absl::Time deadline = timeout == absl::InfiniteDuration() ? absl::InfiniteFuture() : Clock::Steady().Now() + timeout;
+    const absl::Time deadline =
+        timeout == absl::InfiniteDuration() ? absl::InfiniteFuture() : Clock::Steady().Now() + timeout;
     while (items_.empty() && !closed_) {
       const absl::Duration left =
           deadline == absl::InfiniteFuture() ? absl::InfiniteDuration() : deadline - Clock::Steady().Now();

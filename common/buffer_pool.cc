@@ -33,15 +33,16 @@ struct BufferPool::Shelf {
     return nullptr;
   }
 
-  // Of one buffer too many the smallest goes: a full shelf of small ones would be of no use to large messages.
+  // Of one buffer too many the smallest goes: a full shelf of small ones would be of no use to large
+  // messages.
   void PutBack(PooledBuffer* buffer) {
     {
       MutexLock lock(&mutex);
       idle.push_back(buffer);
       if (idle.size() <= max_idle) return;
-      const auto smallest = std::min_element(idle.begin(), idle.end(), [](const PooledBuffer* a, const PooledBuffer* b) {
-        return a->capacity < b->capacity;
-      });
+      const auto smallest = std::min_element(
+          idle.begin(), idle.end(),
+          [](const PooledBuffer* a, const PooledBuffer* b) { return a->capacity < b->capacity; });
       buffer = *smallest;
       idle.erase(smallest);
     }
@@ -63,7 +64,8 @@ std::shared_ptr<PooledBuffer> BufferPool::Get(size_t size) {
     buffer->data = static_cast<uint8_t*>(::operator new(buffer->capacity, kAlignment));
   }
   buffer->size = size;
-  return std::shared_ptr<PooledBuffer>(buffer, [shelf = shelf_](PooledBuffer* done) { shelf->PutBack(done); });
+  return std::shared_ptr<PooledBuffer>(buffer,
+                                       [shelf = shelf_](PooledBuffer* done) { shelf->PutBack(done); });
 }
 
 }  // namespace millrace

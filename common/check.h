@@ -5,6 +5,5 @@ namespace millrace::internal {
 [[noreturn]] void CheckFailed(const char* file, int line, const char* condition);
 }  // namespace millrace::internal
 
-#define MILLRACE_CHECK(condition)                                                     \
-  ((condition) ? static_cast<void>(0)                                                 \
-               : ::millrace::internal::CheckFailed(__FILE__, __LINE__, #condition))
+#define MILLRACE_CHECK(condition) \
+  ((condition) ? static_cast<void>(0) : ::millrace::internal::CheckFailed(__FILE__, __LINE__, #condition))

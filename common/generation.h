@@ -14,9 +14,9 @@ namespace millrace {
 inline constexpr int kMaxLogprobs = 32;
 
 // How one token is chosen from logits. The choice is a pure function of (logits, history, options, position).
-// Order of application: logit_bias, suppressed ids, repetition, presence and frequency penalties; then, unless
-// temperature is 0 (argmax, the lowest id wins a tie): temperature, top_k, top_p, min_p, and a draw from the
-// counter RNG keyed by (seed, position).
+// Order of application: logit_bias, suppressed ids, repetition, presence and frequency penalties; then,
+// unless temperature is 0 (argmax, the lowest id wins a tie): temperature, top_k, top_p, min_p, and a draw
+// from the counter RNG keyed by (seed, position).
 struct SamplingOptions {
   float temperature = 1.0f;         // >= 0; 0 is greedy
   uint32_t top_k = 0;               // 0: off
@@ -36,8 +36,8 @@ struct SamplingOptions {
 
 // Natural-log probabilities at one position, of the raw logits (before bias, penalties and temperature).
 struct TokenLogprobs {
-  TokenId token = 0;     // the token that stands at this position
-  float logprob = 0.0f;  // its log probability
+  TokenId token = 0;                           // the token that stands at this position
+  float logprob = 0.0f;                        // its log probability
   std::vector<std::pair<TokenId, float>> top;  // the most probable, best first; ties by lower id
 };
 

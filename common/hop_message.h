@@ -1,4 +1,5 @@
-// What travels over one hop of the ring, as a plain value; the bytes on the wire are in transport/hop_frame.h.
+// What travels over one hop of the ring, as a plain value; the bytes on the wire are in
+// transport/hop_frame.h.
 #pragma once
 
 #include <cstdint>
@@ -10,8 +11,8 @@
 
 namespace millrace {
 
-// When one stage handled a microbatch, in nanoseconds of that stage's own steady clock. Only differences within one stage mean
-// anything.
+// When one stage handled a microbatch, in nanoseconds of that stage's own steady clock. Only differences
+// within one stage mean anything.
 struct StageStamp {
   int64_t received_ns = 0;  // plan and activations were both there
   int64_t started_ns = 0;   // computing began

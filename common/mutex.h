@@ -1,5 +1,6 @@
-// std::mutex and std::condition_variable under clang's thread-safety annotations. They replace absl::Mutex here because
-// distributions ship abseil without thread-sanitizer instrumentation, which would blind the sanitizer to every lock.
+// std::mutex and std::condition_variable under clang's thread-safety annotations. They replace absl::Mutex
+// here because distributions ship abseil without thread-sanitizer instrumentation, which would blind the
+// sanitizer to every lock.
 #pragma once
 
 #include <chrono>

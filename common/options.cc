@@ -86,9 +86,9 @@ std::string Place(const std::string& path, const YAML::Mark& mark) {
 
 absl::StatusOr<uint64_t> ParseBytes(absl::string_view text) {
   static constexpr std::pair<const char*, double> kUnits[] = {
-      {"KiB", 1024.0},         {"MiB", 1048576.0}, {"GiB", 1073741824.0}, {"TiB", 1099511627776.0},
-      {"kB", 1e3},             {"MB", 1e6},        {"GB", 1e9},           {"TB", 1e12},
-      {"K", 1024.0},           {"M", 1048576.0},   {"G", 1073741824.0},   {"B", 1.0}};
+      {"KiB", 1024.0}, {"MiB", 1048576.0}, {"GiB", 1073741824.0}, {"TiB", 1099511627776.0},
+      {"kB", 1e3},     {"MB", 1e6},        {"GB", 1e9},           {"TB", 1e12},
+      {"K", 1024.0},   {"M", 1048576.0},   {"G", 1073741824.0},   {"B", 1.0}};
   absl::string_view number = text;
   double unit = 1;
   for (const auto& [suffix, factor] : kUnits) {
@@ -101,7 +101,8 @@ absl::StatusOr<uint64_t> ParseBytes(absl::string_view text) {
   double value = 0;
   if (!absl::SimpleAtod(absl::StripAsciiWhitespace(number), &value) || !std::isfinite(value) || value < 0 ||
       value * unit >= 9.0e18) {
-    return absl::InvalidArgumentError(absl::StrCat("'", text, "' is not a size such as 1048576, 512MiB or 2GiB"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("'", text, "' is not a size such as 1048576, 512MiB or 2GiB"));
   }
   return static_cast<uint64_t>(value * unit);
 }
@@ -123,22 +124,27 @@ OptionSet::OptionSet(std::string program, std::string usage, std::string summary
             "YAML file with any of these options, without the dashes; flags win over it");
 }
 
-void OptionSet::Add(Option option) { options_.push_back(std::move(option)); }
+void OptionSet::Add(Option option) {
+  options_.push_back(std::move(option));
+}
 
 void OptionSet::AddString(absl::string_view name, std::string* target, absl::string_view value_name,
                           absl::string_view help) {
-  Add({std::string(name), std::string(value_name), std::string(help), *target, [target](const std::string& text) {
+  Add({std::string(name), std::string(value_name), std::string(help), *target,
+       [target](const std::string& text) {
          *target = text;
          return absl::OkStatus();
        }});
 }
 
-void OptionSet::AddInt(absl::string_view name, int64_t* target, int64_t min, int64_t max, absl::string_view help) {
+void OptionSet::AddInt(absl::string_view name, int64_t* target, int64_t min, int64_t max,
+                       absl::string_view help) {
   Add({std::string(name), "N", std::string(help), absl::StrCat(*target),
        [=](const std::string& text) { return ParseIntInto(text, min, max, target); }});
 }
 
-void OptionSet::AddDouble(absl::string_view name, double* target, double min, double max, absl::string_view help) {
+void OptionSet::AddDouble(absl::string_view name, double* target, double min, double max,
+                          absl::string_view help) {
   Add({std::string(name), "X", std::string(help), absl::StrCat(*target), [=](const std::string& text) {
          double value = 0;
          // Written so that NaN is refused.
@@ -214,7 +220,8 @@ absl::StatusOr<std::pair<const OptionSet::Option*, std::string>> OptionSet::Read
   if (equals != absl::string_view::npos) return std::pair(option, std::string(arg.substr(equals + 1)));
   if (option->value_name.empty()) return std::pair(option, std::string("true"));
   if (*index + 1 >= args.size()) {
-    return absl::InvalidArgumentError(absl::StrCat("--", option->name, " needs a value (", option->value_name, ")"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("--", option->name, " needs a value (", option->value_name, ")"));
   }
   return std::pair(option, args[++*index]);
 }
@@ -236,7 +243,8 @@ absl::StatusOr<OptionSet::Outcome> OptionSet::Parse(const std::vector<std::strin
       const auto rest = args.begin() + i + (ends_flags ? 1 : 0);
       const auto rest_end = ends_flags ? args.end() : rest + 1;
       if (positional == nullptr && rest != rest_end) {
-        return absl::InvalidArgumentError(absl::StrCat("unexpected argument '", *rest, "'; see ", program_, " --help"));
+        return absl::InvalidArgumentError(
+            absl::StrCat("unexpected argument '", *rest, "'; see ", program_, " --help"));
       }
       if (positional != nullptr) positional->insert(positional->end(), rest, rest_end);
       if (ends_flags) break;
@@ -249,7 +257,8 @@ absl::StatusOr<OptionSet::Outcome> OptionSet::Parse(const std::vector<std::strin
   if (!config_path_.empty()) RETURN_IF_ERROR(ApplyFile(config_path_));
   for (const auto& [option, text] : flags) {
     const absl::Status status = option->set(text);
-    if (!status.ok()) return absl::InvalidArgumentError(absl::StrCat("--", option->name, ": ", status.message()));
+    if (!status.ok())
+      return absl::InvalidArgumentError(absl::StrCat("--", option->name, ": ", status.message()));
   }
   return Outcome::kRun;
 }
@@ -265,7 +274,8 @@ absl::Status OptionSet::ApplyFile(const std::string& path) {
     const YAML::Node root = YAML::LoadFile(path);
     if (root.IsNull()) return absl::OkStatus();
     if (!root.IsMap()) {
-      return absl::InvalidArgumentError(absl::StrCat(Place(path, root.Mark()), "expected `option: value` lines"));
+      return absl::InvalidArgumentError(
+          absl::StrCat(Place(path, root.Mark()), "expected `option: value` lines"));
     }
     std::vector<std::string> seen;
     for (const auto& entry : root) {
@@ -273,7 +283,8 @@ absl::Status OptionSet::ApplyFile(const std::string& path) {
       const std::string place = Place(path, entry.first.Mark());
       const Option* option = FindOption(key);
       if (option == nullptr || option->name == "config") {
-        return absl::InvalidArgumentError(absl::StrCat(place, "unknown key '", key, "'; see ", program_, " --help"));
+        return absl::InvalidArgumentError(
+            absl::StrCat(place, "unknown key '", key, "'; see ", program_, " --help"));
       }
       if (std::find(seen.begin(), seen.end(), option->name) != seen.end()) {
         return absl::InvalidArgumentError(absl::StrCat(place, "'", key, "' is given twice"));

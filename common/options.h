@@ -14,15 +14,17 @@
 
 namespace millrace {
 
-// The options of one program. Each has a name (`kv-memory`), a target that holds its default, and a help text. Values come from, in
-// rising order of precedence: the target's default, the file named by --config, the command line.
-// Thread: main, before other threads start.
+// The options of one program. Each has a name (`kv-memory`), a target that holds its default, and a help
+// text. Values come from, in rising order of precedence: the target's default, the file named by --config,
+// the command line. Thread: main, before other threads start.
 class OptionSet {
  public:
-  // `usage`: what follows the program's name, for instance "--model M.gguf [options]". `summary`: one sentence.
+  // `usage`: what follows the program's name, for instance "--model M.gguf [options]". `summary`: one
+  // sentence.
   OptionSet(std::string program, std::string usage, std::string summary);
 
-  void AddString(absl::string_view name, std::string* target, absl::string_view value_name, absl::string_view help);
+  void AddString(absl::string_view name, std::string* target, absl::string_view value_name,
+                 absl::string_view help);
   void AddInt(absl::string_view name, int64_t* target, int64_t min, int64_t max, absl::string_view help);
   void AddDouble(absl::string_view name, double* target, double min, double max, absl::string_view help);
   void AddBool(absl::string_view name, bool* target, absl::string_view help);
@@ -35,9 +37,9 @@ class OptionSet {
                   absl::string_view help);
 
   enum class Outcome { kRun, kHelpShown };
-  // Reads argv (without the program name). --help and --version print to standard output and give kHelpShown. Arguments
-  // that are not options go to `positional`; if that is null they are errors. INVALID_ARGUMENT: one line saying which
-  // flag, or which file, line and column, is wrong, and how.
+  // Reads argv (without the program name). --help and --version print to standard output and give kHelpShown.
+  // Arguments that are not options go to `positional`; if that is null they are errors. INVALID_ARGUMENT: one
+  // line saying which flag, or which file, line and column, is wrong, and how.
   absl::StatusOr<Outcome> Parse(const std::vector<std::string>& args, std::vector<std::string>* positional);
 
   std::string HelpText() const;
@@ -53,7 +55,8 @@ class OptionSet {
   void Add(Option option);
   const Option* FindOption(absl::string_view name) const;
   absl::Status ApplyFile(const std::string& path);
-  absl::StatusOr<std::pair<const Option*, std::string>> ReadFlag(const std::vector<std::string>& args, size_t* index);
+  absl::StatusOr<std::pair<const Option*, std::string>> ReadFlag(const std::vector<std::string>& args,
+                                                                 size_t* index);
 
   std::string program_;
   std::string usage_;

@@ -12,7 +12,8 @@ namespace millrace {
 // Turns SIGINT and SIGTERM into calls on a thread of its own. A second signal ends the process at once.
 class SignalWatcher {
  public:
-  // Blocks the two signals in the calling thread and all threads it starts from now on: create this first in main.
+  // Blocks the two signals in the calling thread and all threads it starts from now on: create this first in
+  // main.
   explicit SignalWatcher(std::function<void(int)> on_signal);
   ~SignalWatcher();
 
@@ -25,10 +26,12 @@ class SignalWatcher {
   std::thread thread_;
 };
 
-// Blocks the two signals in the calling thread and all it starts, for programs that start threads before they can watch.
+// Blocks the two signals in the calling thread and all it starts, for programs that start threads before they
+// can watch.
 void BlockStopSignals();
 
-// Memory that new allocations may take without swapping: MemAvailable, capped by the cgroup's limit. 0 if unknown.
+// Memory that new allocations may take without swapping: MemAvailable, capped by the cgroup's limit. 0 if
+// unknown.
 uint64_t AvailableMemoryBytes();
 
 // Cores this process may run on, and cores of the machine.
@@ -38,8 +41,8 @@ struct CpuCount {
 };
 CpuCount CountCpus();
 
-// Logs a warning if the process is confined to fewer cores than `threads` while the machine has enough of them, as Open
-// MPI does by default with two ranks or fewer.
+// Logs a warning if the process is confined to fewer cores than `threads` while the machine has enough of
+// them, as Open MPI does by default with two ranks or fewer.
 void WarnIfConfined(int threads);
 
 std::string HostName();

@@ -9,9 +9,9 @@
 #define MILLRACE_CONCAT_INNER(a, b) a##b
 #define MILLRACE_CONCAT(a, b) MILLRACE_CONCAT_INNER(a, b)
 
-#define RETURN_IF_ERROR(expr)                     \
-  do {                                            \
-    absl::Status status_from_expr = (expr);       \
+#define RETURN_IF_ERROR(expr)                            \
+  do {                                                   \
+    absl::Status status_from_expr = (expr);              \
     if (!status_from_expr.ok()) return status_from_expr; \
   } while (false)
 

@@ -68,7 +68,8 @@ double Elements(const TensorInfo& matrix) {
   return static_cast<double>(matrix.shape[0]) * static_cast<double>(matrix.shape[1]);
 }
 
-absl::StatusOr<std::vector<LayerRange>> ChoosePlacement(const CoordinatorOptions& options, const LoadedModel& model) {
+absl::StatusOr<std::vector<LayerRange>> ChoosePlacement(const CoordinatorOptions& options,
+                                                        const LoadedModel& model) {
   const uint32_t num_layers = model.hyper_parameters.num_layers;
   if (!options.layers.empty()) return PlaceByCounts(options.layers, num_layers, options.stages);
   LayerCosts costs;
@@ -160,8 +161,7 @@ void Coordinator::MakeFrontend() {
   frontend.chat_template = model_.chat_template.get();
   frontend.model = model_.hyper_parameters;
   frontend.fingerprint = model_.fingerprint;
-  frontend.weight_bytes =
-      StageWeightBytes(*model_.file, 0, model_.hyper_parameters.num_layers, true, true);
+  frontend.weight_bytes = StageWeightBytes(*model_.file, 0, model_.hyper_parameters.num_layers, true, true);
   frontend.version = kVersion;
   frontend.max_queued_requests = options_.max_queued;
   frontend.max_running_requests = options_.max_running;
@@ -179,7 +179,9 @@ void Coordinator::MakeEngine() {
   engine.scheduler.end_tokens.assign(ends.begin(), ends.end());
   engine.vocabulary_size = model_.tokenizer->vocabulary_size();
   engine.max_in_flight_limit = options_.max_in_flight;
-  engine.on_ring_fault = [this](Epoch epoch, absl::Status why) { cluster_->ReportRingFault(epoch, std::move(why)); };
+  engine.on_ring_fault = [this](Epoch epoch, absl::Status why) {
+    cluster_->ReportRingFault(epoch, std::move(why));
+  };
   engine_ = std::make_unique<Engine>(std::move(engine), frontend_->sink());
   frontend_->SetEngine(engine_.get());
 }
@@ -267,7 +269,8 @@ absl::Status Coordinator::WriteStatusFile(const CoordinatorAddresses& addresses)
        << "\", \"pid\": " << getpid() << "}\n";
   file.close();
   if (!file || std::rename(part.c_str(), options_.status_file.c_str()) != 0) {
-    return absl::InvalidArgumentError(absl::StrCat("--status-file ", options_.status_file, ": cannot be written"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("--status-file ", options_.status_file, ": cannot be written"));
   }
   return absl::OkStatus();
 }

@@ -17,12 +17,12 @@ struct CoordinatorOptions {
   uint32_t stages = 1;
   std::vector<int64_t> layers;  // per stage; empty: chosen by cost
   std::string listen = "127.0.0.1:50051";
-  std::string cluster_listen;   // empty: the same as listen
+  std::string cluster_listen;  // empty: the same as listen
   std::string join_secret_file;
-  std::string join_secret;      // used if there is no file
-  std::string status_file;      // JSON with addresses and process id, written once it listens
+  std::string join_secret;  // used if there is no file
+  std::string status_file;  // JSON with addresses and process id, written once it listens
   uint32_t max_rows = 128;
-  uint32_t max_in_flight = 0;   // 0: stages + 1
+  uint32_t max_in_flight = 0;  // 0: stages + 1
   uint32_t block_tokens = 16;
   uint32_t context_tokens = 0;  // 0: the model's
   uint32_t max_running = 256;
@@ -58,8 +58,8 @@ struct CoordinatorAddresses {
   std::string cluster_listen;
 };
 
-// Runs until a signal comes (OK) or something fails. `on_listening` is called once, before any worker is waited for; an error
-// ends the run. Thread: main; call before other threads are started.
+// Runs until a signal comes (OK) or something fails. `on_listening` is called once, before any worker is
+// waited for; an error ends the run. Thread: main; call before other threads are started.
 absl::Status RunCoordinator(const CoordinatorOptions& options,
                             const std::function<absl::Status(const CoordinatorAddresses&)>& on_listening);
 

@@ -9,22 +9,28 @@ namespace millrace {
 void CoordinatorFlags::Declare(OptionSet& set, bool with_join_secret) {
   set.AddString("model", &options_.model, "PATH", "the model: a GGUF file of the llama architecture");
   set.AddInt("stages", &stages, 0, 65536,
-             with_join_secret ? "how many pipeline stages, one worker each; 0: as many as --layers names, or 1"
-                              : "how many pipeline stages, one worker each; 0: the ranks but one");
-  set.AddIntList("layers", &options_.layers, 1, 65536, "layers of each stage, as 10,20; default: balanced by cost");
+             with_join_secret
+                 ? "how many pipeline stages, one worker each; 0: as many as --layers names, or 1"
+                 : "how many pipeline stages, one worker each; 0: the ranks but one");
+  set.AddIntList("layers", &options_.layers, 1, 65536,
+                 "layers of each stage, as 10,20; default: balanced by cost");
   set.AddString("listen", &options_.listen, "HOST:PORT", "where clients call; port 0: any free one");
   set.AddString("cluster-listen", &options_.cluster_listen, "HOST:PORT",
-                with_join_secret ? "where workers join; default: the same as --listen"
-                                 : "where workers join; default: loopback on one host, all interfaces on several");
+                with_join_secret
+                    ? "where workers join; default: the same as --listen"
+                    : "where workers join; default: loopback on one host, all interfaces on several");
   if (with_join_secret) {
-    set.AddString("join-secret-file", &options_.join_secret_file, "FILE", "one line that coordinator and workers share");
+    set.AddString("join-secret-file", &options_.join_secret_file, "FILE",
+                  "one line that coordinator and workers share");
   }
   set.AddString("status-file", &options_.status_file, "FILE",
                 "write addresses and process id there as JSON once it listens");
   set.AddInt("max-rows", &max_rows_, 1, 4096, "tokens in one microbatch");
   set.AddInt("max-in-flight", &max_in_flight_, 0, 1024, "microbatches in the ring at once; 0: stages + 1");
-  set.AddInt("kv-block-tokens", &block_tokens_, 16, 1024, "tokens in one block of KV cache, a multiple of 16");
-  set.AddInt("context", &context_tokens_, 0, 1 << 24, "longest prompt and answer together, in tokens; 0: the model's");
+  set.AddInt("kv-block-tokens", &block_tokens_, 16, 1024,
+             "tokens in one block of KV cache, a multiple of 16");
+  set.AddInt("context", &context_tokens_, 0, 1 << 24,
+             "longest prompt and answer together, in tokens; 0: the model's");
   set.AddInt("max-running", &max_running_, 1, 65536, "requests in progress at once");
   set.AddInt("max-queued", &max_queued_, 1, 1 << 20, "requests waiting; more are refused");
   set.AddBytes("max-input", &options_.max_input_bytes, "largest input of a request");
@@ -35,13 +41,16 @@ void CoordinatorFlags::Declare(OptionSet& set, bool with_join_secret) {
 absl::StatusOr<CoordinatorOptions> CoordinatorFlags::Finish() const {
   CoordinatorOptions result = options_;
   if (result.model.empty()) return absl::InvalidArgumentError("--model PATH is required");
-  for (const auto& [flag, value] : {std::pair{"--listen", &result.listen}, {"--cluster-listen", &result.cluster_listen}}) {
+  for (const auto& [flag, value] :
+       {std::pair{"--listen", &result.listen}, {"--cluster-listen", &result.cluster_listen}}) {
     if (value->empty() && flag != std::string("--listen")) continue;
     const absl::StatusOr<HostPort> address = ParseHostPort(*value);
-    if (!address.ok()) return absl::InvalidArgumentError(absl::StrCat(flag, ": ", address.status().message()));
+    if (!address.ok())
+      return absl::InvalidArgumentError(absl::StrCat(flag, ": ", address.status().message()));
   }
   if (block_tokens_ % 16 != 0) {
-    return absl::InvalidArgumentError(absl::StrCat("--kv-block-tokens: ", block_tokens_, " is not a multiple of 16"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("--kv-block-tokens: ", block_tokens_, " is not a multiple of 16"));
   }
   if (result.worker_timeout < absl::Seconds(1)) {
     return absl::InvalidArgumentError("--worker-timeout: at least 1s; workers report every 500ms");
@@ -52,8 +61,8 @@ absl::StatusOr<CoordinatorOptions> CoordinatorFlags::Finish() const {
   result.stages = stages == 0 ? (result.layers.empty() ? 1 : static_cast<uint32_t>(result.layers.size()))
                               : static_cast<uint32_t>(stages);
   if (max_in_flight_ != 0 && max_in_flight_ < result.stages) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("--max-in-flight: ", max_in_flight_, " leaves stages idle; at least --stages, ", result.stages));
+    return absl::InvalidArgumentError(absl::StrCat(
+        "--max-in-flight: ", max_in_flight_, " leaves stages idle; at least --stages, ", result.stages));
   }
   result.max_rows = static_cast<uint32_t>(max_rows_);
   result.max_in_flight = max_in_flight_ == 0 ? result.stages + 1 : static_cast<uint32_t>(max_in_flight_);

@@ -10,8 +10,9 @@
 int main(int argc, char** argv) {
   millrace::SetLogName("coordinator");
   millrace::CoordinatorFlags flags;
-  millrace::OptionSet set("millrace-coordinator", "--model M.gguf --stages N [options]",
-                          "Cuts a model into pipeline stages, takes requests, and keeps microbatches flowing.");
+  millrace::OptionSet set(
+      "millrace-coordinator", "--model M.gguf --stages N [options]",
+      "Cuts a model into pipeline stages, takes requests, and keeps microbatches flowing.");
   flags.Declare(set, /*with_join_secret=*/true);
   const auto outcome = set.Parse(std::vector<std::string>(argv + 1, argv + argc), nullptr);
   if (outcome.ok() && *outcome == millrace::OptionSet::Outcome::kHelpShown) return millrace::kExitOk;
@@ -20,8 +21,8 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "millrace-coordinator: %s\n", std::string(options.status().message()).c_str());
     return millrace::kExitUsage;
   }
-  const absl::Status status =
-      millrace::RunCoordinator(*options, [](const millrace::CoordinatorAddresses&) { return absl::OkStatus(); });
+  const absl::Status status = millrace::RunCoordinator(
+      *options, [](const millrace::CoordinatorAddresses&) { return absl::OkStatus(); });
   if (status.ok()) return millrace::kExitOk;
   millrace::LogError(status.message());
   return millrace::kExitFailure;

@@ -10,8 +10,9 @@
 int main(int argc, char** argv) {
   millrace::SetLogName("worker");
   millrace::WorkerFlags flags;
-  millrace::OptionSet set("millrace-worker", "--coordinator HOST:PORT [options]",
-                          "Joins a coordinator, holds one stage of the model, and hands activations to the next stage.");
+  millrace::OptionSet set(
+      "millrace-worker", "--coordinator HOST:PORT [options]",
+      "Joins a coordinator, holds one stage of the model, and hands activations to the next stage.");
   flags.DeclareJoin(set);
   flags.DeclareLocal(set);
   const auto outcome = set.Parse(std::vector<std::string>(argv + 1, argv + argc), nullptr);

@@ -33,7 +33,8 @@ grpc::ChannelArguments CommonArguments() {
   args.SetInt(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
   args.SetInt(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
   args.SetInt(GRPC_ARG_ENABLE_RETRIES, 0);
-  // What gRPC names a back-off is how long one attempt to connect may take: on a busy host, far more than 100 ms.
+  // What gRPC names a back-off is how long one attempt to connect may take: on a busy host, far more than 100
+  // ms.
   args.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, kConnectTimeoutMs);
   args.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
   args.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 1000);
@@ -107,7 +108,9 @@ bool IsLoopback(const std::string& host) {
   return host == "localhost" || host == "::1" || absl::StartsWith(host, "127.");
 }
 
-bool IsAnyAddress(const std::string& host) { return host == "0.0.0.0" || host == "::"; }
+bool IsAnyAddress(const std::string& host) {
+  return host == "0.0.0.0" || host == "::";
+}
 
 absl::StatusOr<std::string> SourceAddressTowards(const HostPort& peer) {
   addrinfo hints = {};
@@ -128,7 +131,8 @@ absl::StatusOr<std::string> SourceAddressTowards(const HostPort& peer) {
     // Connecting a datagram socket sends nothing; it only makes the kernel choose the route.
     if (connect(fd, it->ai_addr, it->ai_addrlen) == 0 &&
         getsockname(fd, reinterpret_cast<sockaddr*>(&local), &size) == 0 &&
-        getnameinfo(reinterpret_cast<sockaddr*>(&local), size, text, sizeof(text), nullptr, 0, NI_NUMERICHOST) == 0) {
+        getnameinfo(reinterpret_cast<sockaddr*>(&local), size, text, sizeof(text), nullptr, 0,
+                    NI_NUMERICHOST) == 0) {
       source = text;
     }
     close(fd);

@@ -36,8 +36,8 @@ bool IsAnyAddress(const std::string& host);
 // The local address that packets to `peer` leave from. UNAVAILABLE: no route, or the name does not resolve.
 absl::StatusOr<std::string> SourceAddressTowards(const HostPort& peer);
 
-// Between the two status types, for what our own processes say to each other (clients get details, too: see the frontend).
-// The codes are the same numbers.
+// Between the two status types, for what our own processes say to each other (clients get details, too: see
+// the frontend). The codes are the same numbers.
 grpc::Status ToPeerStatus(const absl::Status& status);
 absl::Status FromPeerStatus(const grpc::Status& status);
 

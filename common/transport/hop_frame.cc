@@ -74,10 +74,10 @@ absl::Status CheckHeader(const FrameHeader& header, size_t frame_bytes, const Ho
   }
   if (header.rows > limits.max_rows || header.num_stamps > limits.max_stamps ||
       header.payload_bytes > limits.max_payload_bytes) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "hop frame: ", header.rows, " rows, ", header.num_stamps, " stamps, ", header.payload_bytes,
-        " payload bytes exceed the limits ", limits.max_rows, ", ", limits.max_stamps, ", ",
-        limits.max_payload_bytes));
+    return absl::InvalidArgumentError(absl::StrCat("hop frame: ", header.rows, " rows, ", header.num_stamps,
+                                                   " stamps, ", header.payload_bytes,
+                                                   " payload bytes exceed the limits ", limits.max_rows, ", ",
+                                                   limits.max_stamps, ", ", limits.max_payload_bytes));
   }
   const size_t expected = sizeof(header) + header.num_stamps * sizeof(StageStamp) + header.payload_bytes;
   if (expected != frame_bytes) {
@@ -112,7 +112,8 @@ absl::StatusOr<HopMessage> DecodeHopMessage(const grpc::ByteBuffer& bytes, const
                                             BufferPool& pool) {
   std::vector<grpc::Slice> slices;
   if (!bytes.Dump(&slices).ok() || bytes.Length() < sizeof(FrameHeader)) {
-    return absl::InvalidArgumentError(absl::StrCat("hop frame: ", bytes.Length(), " bytes, shorter than a header"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("hop frame: ", bytes.Length(), " bytes, shorter than a header"));
   }
   SliceReader reader(std::move(slices));
   FrameHeader header;

@@ -35,6 +35,7 @@ struct HopLimits {
 grpc::ByteBuffer EncodeHopMessage(const HopMessage& message);
 
 // One copy of the payload, into a buffer of `pool`. INVALID_ARGUMENT: not in the format, or past the limits.
-absl::StatusOr<HopMessage> DecodeHopMessage(const grpc::ByteBuffer& bytes, const HopLimits& limits, BufferPool& pool);
+absl::StatusOr<HopMessage> DecodeHopMessage(const grpc::ByteBuffer& bytes, const HopLimits& limits,
+                                            BufferPool& pool);
 
 }  // namespace millrace

@@ -27,7 +27,8 @@ class HopLink::Stream final : public grpc::ClientBidiReactor<grpc::ByteBuffer, g
     context_.AddMetadata(kEpochMetadata, absl::StrCat(options_.epoch.value()));
     context_.set_wait_for_ready(true);
     stub_.PrepareBidiStreamingCall(&context_, kHopMethod, grpc::StubOptions(), this);
-    // Send starts writes from outside of gRPC's calls, and gRPC frees a stream without a hold before it says so.
+    // Send starts writes from outside of gRPC's calls, and gRPC frees a stream without a hold before it says
+    // so.
     AddHold();
     StartRead(&incoming_);
     StartCall();
@@ -39,8 +40,8 @@ class HopLink::Stream final : public grpc::ClientBidiReactor<grpc::ByteBuffer, g
     while (!connected_ && !done_) {
       const absl::Duration left = deadline - Clock::Steady().Now();
       if (left <= absl::ZeroDuration()) {
-        return absl::UnavailableError(absl::StrCat("no connection to ", options_.address, " within ",
-                                                   absl::FormatDuration(timeout)));
+        return absl::UnavailableError(
+            absl::StrCat("no connection to ", options_.address, " within ", absl::FormatDuration(timeout)));
       }
       changed_.WaitFor(&mutex_, left);
     }
@@ -133,8 +134,14 @@ HopLink::~HopLink() {
   stream_->AwaitDone();
 }
 
-absl::Status HopLink::WaitConnected(absl::Duration timeout) { return stream_->WaitConnected(timeout); }
-bool HopLink::Send(HopMessage message) { return stream_->Send(std::move(message)); }
-void HopLink::Close() { stream_->Close(); }
+absl::Status HopLink::WaitConnected(absl::Duration timeout) {
+  return stream_->WaitConnected(timeout);
+}
+bool HopLink::Send(HopMessage message) {
+  return stream_->Send(std::move(message));
+}
+void HopLink::Close() {
+  stream_->Close();
+}
 
 }  // namespace millrace

@@ -66,11 +66,13 @@ class LiveSession {
 
 }  // namespace
 
-class HopListener::RingService final : public millrace::v1::Ring::WithRawCallbackMethod_Hop<millrace::v1::Ring::Service> {
+class HopListener::RingService final
+    : public millrace::v1::Ring::WithRawCallbackMethod_Hop<millrace::v1::Ring::Service> {
  public:
   explicit RingService(std::string secret) : secret_(std::move(secret)) {}
 
-  grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* Hop(grpc::CallbackServerContext* context) override;
+  grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* Hop(
+      grpc::CallbackServerContext* context) override;
 
   void Replace(std::shared_ptr<LiveSession> session);
 
@@ -82,8 +84,10 @@ class HopListener::RingService final : public millrace::v1::Ring::WithRawCallbac
   std::set<InboundHop*> hops_ ABSL_GUARDED_BY(mutex_);
 };
 
-// One inbound stream. Reads are re-armed only after the last message found room, so TCP holds back a sender that is too fast.
-class HopListener::RingService::InboundHop final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer> {
+// One inbound stream. Reads are re-armed only after the last message found room, so TCP holds back a sender
+// that is too fast.
+class HopListener::RingService::InboundHop final
+    : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer> {
  public:
   InboundHop(RingService* service, std::shared_ptr<LiveSession> session)
       : service_(service), session_(std::move(session)) {}
@@ -144,7 +148,8 @@ grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* HopListener::RingSe
     }
   }
   if (hop == nullptr) {
-    return new RefusedHop(absl::FailedPreconditionError(absl::StrCat("epoch ", epoch, " is not the current one")));
+    return new RefusedHop(
+        absl::FailedPreconditionError(absl::StrCat("epoch ", epoch, " is not the current one")));
   }
   hop->Begin();
   return hop;
@@ -164,12 +169,16 @@ void HopListener::RingService::Replace(std::shared_ptr<LiveSession> session) {
 HopListener::HopListener(std::string secret) : service_(std::make_unique<RingService>(std::move(secret))) {}
 HopListener::~HopListener() = default;
 
-grpc::Service* HopListener::service() { return service_.get(); }
+grpc::Service* HopListener::service() {
+  return service_.get();
+}
 
 void HopListener::SetSession(HopSession session) {
   service_->Replace(std::make_shared<LiveSession>(std::move(session)));
 }
 
-void HopListener::ClearSession() { service_->Replace(nullptr); }
+void HopListener::ClearSession() {
+  service_->Replace(nullptr);
+}
 
 }  // namespace millrace

@@ -16,8 +16,8 @@ namespace millrace {
 struct HopSession {
   Epoch epoch;
   HopLimits limits;
-  // Takes a message without waiting; false: no room, which is the sender's fault (it must keep to the number of
-  // microbatches in flight), and ends the stream. Thread: grpc.
+  // Takes a message without waiting; false: no room, which is the sender's fault (it must keep to the number
+  // of microbatches in flight), and ends the stream. Thread: grpc.
   std::function<bool(HopMessage)> deliver;
 };
 

@@ -47,7 +47,8 @@ absl::Status WriteSecretFile(const std::string& path, absl::string_view secret) 
   const int fd = open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
   if (fd < 0) return absl::PermissionDeniedError(absl::StrCat(path, ": ", strerror(errno)));
   const std::string line = absl::StrCat(secret, "\n");
-  const bool written = fchmod(fd, 0600) == 0 && write(fd, line.data(), line.size()) == static_cast<ssize_t>(line.size());
+  const bool written =
+      fchmod(fd, 0600) == 0 && write(fd, line.data(), line.size()) == static_cast<ssize_t>(line.size());
   close(fd);
   return written ? absl::OkStatus() : absl::InternalError(absl::StrCat(path, ": cannot be written"));
 }

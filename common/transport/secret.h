@@ -14,7 +14,8 @@ bool SecretsEqual(absl::string_view a, absl::string_view b);
 // 128 random bits in hex.
 std::string MakeSecret();
 
-// The first line of a file. An empty path gives an empty secret. NOT_FOUND, INVALID_ARGUMENT: empty, or not 1 to 256 printable characters.
+// The first line of a file. An empty path gives an empty secret. NOT_FOUND, INVALID_ARGUMENT: empty, or not 1
+// to 256 printable characters.
 absl::StatusOr<std::string> ReadSecretFile(const std::string& path);
 
 // Creates the file with mode 0600.

@@ -134,7 +134,8 @@ void ClusterController::HandleMessage(const std::shared_ptr<WorkerSession>& sess
   const absl::Time now = Clock::Steady().Now();
   const WorkerId worker = session->id();
   if (message.has_hello()) return HandleHello(session, message.hello());
-  if (sessions_.count(worker) == 0) return session->End(absl::InvalidArgumentError("the first message must be hello"));
+  if (sessions_.count(worker) == 0)
+    return session->End(absl::InvalidArgumentError("the first message must be hello"));
   state_.OnHeard(worker, now);
   switch (message.message_case()) {
     case v1::WorkerMessage::kLoaded:
@@ -142,13 +143,14 @@ void ClusterController::HandleMessage(const std::shared_ptr<WorkerSession>& sess
     case v1::WorkerMessage::kReady:
       return state_.OnReady(worker, Epoch(message.ready().epoch()));
     case v1::WorkerMessage::kLoadProgress:
-      return state_.OnProgress(worker, message.load_progress().bytes_done(), message.load_progress().bytes_total());
+      return state_.OnProgress(worker, message.load_progress().bytes_done(),
+                               message.load_progress().bytes_total());
     case v1::WorkerMessage::kAssignFailed:
-      return state_.OnAssignFailed(worker, Epoch(message.assign_failed().epoch()), message.assign_failed().message(),
-                                   now);
+      return state_.OnAssignFailed(worker, Epoch(message.assign_failed().epoch()),
+                                   message.assign_failed().message(), now);
     case v1::WorkerMessage::kStageFailed:
-      return state_.OnStageFailed(worker, Epoch(message.stage_failed().epoch()), message.stage_failed().message(),
-                                  now);
+      return state_.OnStageFailed(worker, Epoch(message.stage_failed().epoch()),
+                                  message.stage_failed().message(), now);
     case v1::WorkerMessage::kGoodbye:
       return state_.OnGone(worker, "it was stopped", now);
     default:

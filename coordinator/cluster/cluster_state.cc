@@ -130,10 +130,10 @@ void ClusterState::OnProgress(WorkerId worker, uint64_t done, uint64_t total) {
 void ClusterState::OnLoaded(WorkerId worker, const WorkerLoaded& loaded, absl::Time now) {
   if (!InEpoch(worker, loaded.epoch) || phase_ != Phase::kLoading) return;
   if (loaded.model_fingerprint != options_.model_fingerprint) {
-    actions_.push_back(RefuseWorker{
-        worker, absl::FailedPreconditionError(absl::StrCat("the worker loaded another model: fingerprint ",
-                                                           loaded.model_fingerprint, ", the coordinator's is ",
-                                                           options_.model_fingerprint))});
+    actions_.push_back(
+        RefuseWorker{worker, absl::FailedPreconditionError(absl::StrCat(
+                                 "the worker loaded another model: fingerprint ", loaded.model_fingerprint,
+                                 ", the coordinator's is ", options_.model_fingerprint))});
     LoseWorker(worker, "loaded another model", now);
     return;
   }
@@ -155,7 +155,8 @@ void ClusterState::ActivateIfLoaded() {
 void ClusterState::OnReady(WorkerId worker, Epoch epoch) {
   if (!InEpoch(worker, epoch) || phase_ != Phase::kActivating) return;
   workers_.at(worker).ready = true;
-  const bool all = std::all_of(stages_.begin(), stages_.end(), [&](WorkerId id) { return workers_.at(id).ready; });
+  const bool all =
+      std::all_of(stages_.begin(), stages_.end(), [&](WorkerId id) { return workers_.at(id).ready; });
   if (!all) return;
   phase_ = Phase::kServing;
   failed_in_a_row_ = 0;
@@ -174,7 +175,8 @@ void ClusterState::OnAssignFailed(WorkerId worker, Epoch epoch, const std::strin
 
 void ClusterState::OnStageFailed(WorkerId worker, Epoch epoch, const std::string& why, absl::Time now) {
   if (!InEpoch(worker, epoch)) return;
-  Suspect(RetryLater(absl::StatusCode::kUnavailable, "STAGE_FAILED", absl::StrCat(Describe(worker), " failed: ", why)),
+  Suspect(RetryLater(absl::StatusCode::kUnavailable, "STAGE_FAILED",
+                     absl::StrCat(Describe(worker), " failed: ", why)),
           now);
 }
 
@@ -221,7 +223,9 @@ void ClusterState::LoseWorker(WorkerId id, const std::string& how, absl::Time no
   FillStages(now);
 }
 
-void ClusterState::OnGone(WorkerId worker, const std::string& how, absl::Time now) { LoseWorker(worker, how, now); }
+void ClusterState::OnGone(WorkerId worker, const std::string& how, absl::Time now) {
+  LoseWorker(worker, how, now);
+}
 
 void ClusterState::Tick(absl::Time now) {
   std::vector<WorkerId> silent;
@@ -246,7 +250,9 @@ absl::Time ClusterState::NextTick() const {
   return next;
 }
 
-std::vector<ClusterAction> ClusterState::TakeActions() { return std::exchange(actions_, {}); }
+std::vector<ClusterAction> ClusterState::TakeActions() {
+  return std::exchange(actions_, {});
+}
 
 PipelineState ClusterState::state() const {
   switch (phase_) {
@@ -277,7 +283,8 @@ std::string ClusterState::Detail() const {
       done += workers_.at(id).bytes_done;
       total += workers_.at(id).bytes_total;
     }
-    parts.push_back(total == 0 ? "loading" : absl::StrCat("loading, ", done * 100 / total, " % of the weights read"));
+    parts.push_back(total == 0 ? "loading"
+                               : absl::StrCat("loading, ", done * 100 / total, " % of the weights read"));
   } else if (phase_ == Phase::kPausing) {
     parts.push_back("trying again soon");
   }
@@ -289,7 +296,8 @@ std::string ClusterState::Detail() const {
 std::string ClusterState::Describe(WorkerId id) const {
   const auto it = workers_.find(id);
   if (it == workers_.end()) return absl::StrCat("worker ", id.value());
-  const std::string stage = it->second.stage.has_value() ? absl::StrCat("stage ", *it->second.stage) : "spare";
+  const std::string stage =
+      it->second.stage.has_value() ? absl::StrCat("stage ", *it->second.stage) : "spare";
   return absl::StrCat("worker ", id.value(), " (", stage, ", ", it->second.hello.ring_address, ")");
 }
 

@@ -1,5 +1,5 @@
-// Who is in the cluster and which stage each worker holds: a state machine without I/O, clock or threads. Events go in
-// as calls; what is to be done comes out as actions.
+// Who is in the cluster and which stage each worker holds: a state machine without I/O, clock or threads.
+// Events go in as calls; what is to be done comes out as actions.
 #pragma once
 
 #include <cstdint>
@@ -21,7 +21,7 @@ struct ClusterOptions {
   std::string version;
   std::string secret;
   std::string model_fingerprint;
-  std::vector<LayerRange> placement;  // one range per stage
+  std::vector<LayerRange> placement;                 // one range per stage
   absl::Duration worker_timeout = absl::Seconds(3);  // silence after which a worker counts as lost
 };
 
@@ -83,12 +83,14 @@ using ClusterAction =
 
 // Thread: cluster.
 //
-// Phases: kWaiting (a stage has no worker) -> kLoading (assigned; not all have loaded) -> kActivating (not all are ready) ->
-// kServing. Losing a worker leads back to kWaiting from anywhere; a failed epoch leads to kPausing and then kLoading of the next
-// one, after a pause that grows while epochs keep failing. A worker beyond the number of stages waits as a spare.
+// Phases: kWaiting (a stage has no worker) -> kLoading (assigned; not all have loaded) -> kActivating (not
+// all are ready) -> kServing. Losing a worker leads back to kWaiting from anywhere; a failed epoch leads to
+// kPausing and then kLoading of the next one, after a pause that grows while epochs keep failing. A worker
+// beyond the number of stages waits as a spare.
 //
-// When a worker dies, its neighbour often notices the broken hop before its control stream ends. So a stage that fails while
-// serving is only suspected at first: if a worker is lost meanwhile, that is the reason given.
+// When a worker dies, its neighbour often notices the broken hop before its control stream ends. So a stage
+// that fails while serving is only suspected at first: if a worker is lost meanwhile, that is the reason
+// given.
 class ClusterState {
  public:
   explicit ClusterState(ClusterOptions options);
@@ -102,8 +104,8 @@ class ClusterState {
   void OnStageFailed(WorkerId worker, Epoch epoch, const std::string& why, absl::Time now);
   void OnRingFault(Epoch epoch, const std::string& why, absl::Time now);  // the engine gave the ring up
   void OnGone(WorkerId worker, const std::string& how, absl::Time now);
-  void Tick(absl::Time now);      // silence, and the pause after a failed epoch
-  absl::Time NextTick() const;    // InfiniteFuture if there is nothing to wait for
+  void Tick(absl::Time now);    // silence, and the pause after a failed epoch
+  absl::Time NextTick() const;  // InfiniteFuture if there is nothing to wait for
 
   std::vector<ClusterAction> TakeActions();
 

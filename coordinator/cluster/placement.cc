@@ -17,7 +17,8 @@ absl::Status CheckStages(uint64_t num_stages, uint64_t num_layers) {
 
 }  // namespace
 
-// best[s][i]: cost of the dearest stage when the first i layers fill s stages. Bellman's recursion over where stage s begins.
+// best[s][i]: cost of the dearest stage when the first i layers fill s stages. Bellman's recursion over where
+// stage s begins.
 absl::StatusOr<std::vector<LayerRange>> PlaceLayers(const LayerCosts& costs, uint32_t num_stages) {
   const size_t layers = costs.layers.size();
   if (const absl::Status status = CheckStages(num_stages, layers); !status.ok()) return status;

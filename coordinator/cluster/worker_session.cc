@@ -11,7 +11,8 @@ constexpr size_t kMaxQueued = 1024;
 
 }  // namespace
 
-std::shared_ptr<WorkerSession> WorkerSession::Begin(WorkerId id, std::shared_ptr<const WorkerSessionEvents> events) {
+std::shared_ptr<WorkerSession> WorkerSession::Begin(WorkerId id,
+                                                    std::shared_ptr<const WorkerSessionEvents> events) {
   std::shared_ptr<WorkerSession> session(new WorkerSession(id, std::move(events)));
   session->self_ = session;
   session->StartRead(&session->incoming_);
@@ -71,7 +72,9 @@ void WorkerSession::OnWriteDone(bool ok) {
   if (ending_) FinishIfDrained();
 }
 
-void WorkerSession::OnCancel() { End(absl::CancelledError("the worker is gone")); }
+void WorkerSession::OnCancel() {
+  End(absl::CancelledError("the worker is gone"));
+}
 
 void WorkerSession::OnDone() {
   events_->on_gone(id_);

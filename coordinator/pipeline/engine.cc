@@ -18,8 +18,8 @@ uint32_t MaxLive(const SchedulerOptions& options) {
   return options.max_running_sequences + options.max_waiting_sequences;
 }
 
-// Every live request has at most one arrival, one cancellation and one stop in the queue, every microbatch one result: with this
-// capacity a push never finds the queue full, and so nobody ever waits on it.
+// Every live request has at most one arrival, one cancellation and one stop in the queue, every microbatch
+// one result: with this capacity a push never finds the queue full, and so nobody ever waits on it.
 size_t InboxCapacity(const EngineOptions& options) {
   return size_t{3} * MaxLive(options.scheduler) + options.max_in_flight_limit + 64;
 }
@@ -32,7 +32,8 @@ absl::Status CheckTokens(const std::vector<SequenceResult>& results, uint32_t vo
                        [&](const auto& entry) { return entry.first < vocabulary_size; });
   };
   for (const SequenceResult& result : results) {
-    if (result.token.value_or(0) >= vocabulary_size || (result.logprobs.has_value() && !known(*result.logprobs)) ||
+    if (result.token.value_or(0) >= vocabulary_size ||
+        (result.logprobs.has_value() && !known(*result.logprobs)) ||
         !std::all_of(result.prompt_logprobs.begin(), result.prompt_logprobs.end(), known)) {
       return absl::InternalError(absl::StrCat("sequence ", result.sequence.value(),
                                               ": a token outside the vocabulary of ", vocabulary_size));
@@ -50,7 +51,9 @@ Engine::Engine(EngineOptions options, TokenSink* sink)
       inbox_(InboxCapacity(options_)),
       scheduler_(options_.scheduler) {}
 
-Engine::~Engine() { Stop(); }
+Engine::~Engine() {
+  Stop();
+}
 
 void Engine::Start() {
   thread_ = std::thread([this] { RunLoop(); });
@@ -76,11 +79,21 @@ absl::Status Engine::Submit(SequenceRequest request) {
 }
 
 // Failed pushes below mean that the engine is stopping, and then it ends every sequence itself.
-void Engine::Cancel(SequenceId id, absl::Status why) { inbox_.TryPush(Event(CancelEvent{id, std::move(why)})); }
-void Engine::StopAt(SequenceId id, uint32_t output_tokens) { inbox_.TryPush(Event(StopAtEvent{id, output_tokens})); }
-void Engine::RingReady(RingConnection ring) { inbox_.TryPush(Event(std::move(ring))); }
-void Engine::RingLost(Epoch epoch, absl::Status why) { inbox_.TryPush(Event(RingLostEvent{epoch, std::move(why)})); }
-bool Engine::Returned(HopMessage message) { return inbox_.TryPush(Event(std::move(message))) || stopping_; }
+void Engine::Cancel(SequenceId id, absl::Status why) {
+  inbox_.TryPush(Event(CancelEvent{id, std::move(why)}));
+}
+void Engine::StopAt(SequenceId id, uint32_t output_tokens) {
+  inbox_.TryPush(Event(StopAtEvent{id, output_tokens}));
+}
+void Engine::RingReady(RingConnection ring) {
+  inbox_.TryPush(Event(std::move(ring)));
+}
+void Engine::RingLost(Epoch epoch, absl::Status why) {
+  inbox_.TryPush(Event(RingLostEvent{epoch, std::move(why)}));
+}
+bool Engine::Returned(HopMessage message) {
+  return inbox_.TryPush(Event(std::move(message))) || stopping_;
+}
 
 void Engine::SetState(PipelineState state, std::string detail) {
   MutexLock lock(&snapshot_mutex_);
@@ -150,7 +163,9 @@ void Engine::OnReturned(const HopMessage& message, absl::Time now) {
   if (status.ok()) return CountStamps(message);
   LogError("epoch ", message.epoch.value(), ": ", status.message());
   const Epoch epoch = ring_->epoch;
-  LoseRing(absl::UnavailableError(absl::StrCat("the pipeline gave a result that cannot be: ", status.message())), now);
+  LoseRing(
+      absl::UnavailableError(absl::StrCat("the pipeline gave a result that cannot be: ", status.message())),
+      now);
   if (options_.on_ring_fault) options_.on_ring_fault(epoch, status);
 }
 

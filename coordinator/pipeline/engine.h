@@ -1,5 +1,5 @@
-// The loop that turns the ring: feeds events to the scheduler, sends its plans to the stages, hands its actions to the
-// frontend.
+// The loop that turns the ring: feeds events to the scheduler, sends its plans to the stages, hands its
+// actions to the frontend.
 #pragma once
 
 #include <atomic>
@@ -33,13 +33,14 @@ struct RingConnection {
 struct EngineOptions {
   SchedulerOptions scheduler;
   uint32_t vocabulary_size = UINT32_MAX;  // of the model; results with other tokens are refused
-  uint32_t max_in_flight_limit = 64;  // no ring has a larger window
+  uint32_t max_in_flight_limit = 64;      // no ring has a larger window
   const Clock* clock = &Clock::Steady();
   // The ring gave results that cannot be: it should be given up. Thread: engine.
   std::function<void(Epoch, absl::Status)> on_ring_fault;
 };
 
-// One ring is one Engine. Thread: engine (started by Start) owns the scheduler; the public calls are safe from any thread.
+// One ring is one Engine. Thread: engine (started by Start) owns the scheduler; the public calls are safe
+// from any thread.
 class Engine final : public EnginePort {
  public:
   // `sink` outlives this.
@@ -75,7 +76,8 @@ class Engine final : public EnginePort {
     Epoch epoch;
     absl::Status why;
   };
-  using Event = std::variant<SequenceRequest, CancelEvent, StopAtEvent, RingConnection, RingLostEvent, HopMessage>;
+  using Event =
+      std::variant<SequenceRequest, CancelEvent, StopAtEvent, RingConnection, RingLostEvent, HopMessage>;
 
   void RunLoop();
   void RunOnce();

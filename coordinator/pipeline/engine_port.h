@@ -50,8 +50,8 @@ struct PipelineSnapshot {
 class EnginePort {
  public:
   virtual ~EnginePort() = default;
-  // Hands a request over. OK: it will end in exactly one SequenceFinished. RESOURCE_EXHAUSTED: too many live requests.
-  // UNAVAILABLE: stopping.
+  // Hands a request over. OK: it will end in exactly one SequenceFinished. RESOURCE_EXHAUSTED: too many live
+  // requests. UNAVAILABLE: stopping.
   virtual absl::Status Submit(SequenceRequest request) = 0;
   // As Scheduler::Cancel and Scheduler::StopAt. For ids whose Submit returned OK; at most once each.
   virtual void Cancel(SequenceId id, absl::Status why) = 0;

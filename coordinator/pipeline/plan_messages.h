@@ -13,7 +13,8 @@ namespace millrace {
 
 v1::Plan ToWirePlan(Epoch epoch, const MicrobatchPlan& plan);
 
-// INTERNAL: not a result, or log probabilities that are NaN, infinite (minus infinity may be) or more than kMaxLogprobs.
+// INTERNAL: not a result, or log probabilities that are NaN, infinite (minus infinity may be) or more than
+// kMaxLogprobs.
 absl::StatusOr<std::vector<SequenceResult>> ParseResult(const HopMessage& message);
 
 // The largest result payload that a microbatch of `max_rows` rows can give.

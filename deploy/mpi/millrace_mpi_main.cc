@@ -64,13 +64,14 @@ absl::Status RunRankZero(CoordinatorOptions options, const Ranks& ranks, const s
   options.join_secret = invitation.secret;
   if (options.cluster_listen.empty()) options.cluster_listen = ranks.one_host ? "127.0.0.1:0" : "0.0.0.0:0";
   bool invited = false;
-  const absl::Status status = RunCoordinator(options, [&](const CoordinatorAddresses& addresses) -> absl::Status {
-    if (!secret_file.empty()) RETURN_IF_ERROR(WriteSecretFile(secret_file, invitation.secret));
-    invitation.addresses = ReachableAddresses(addresses.cluster_listen);
-    invited = true;
-    ShareAndLeaveMpi(EncodeInvitation(invitation));
-    return absl::OkStatus();
-  });
+  const absl::Status status =
+      RunCoordinator(options, [&](const CoordinatorAddresses& addresses) -> absl::Status {
+        if (!secret_file.empty()) RETURN_IF_ERROR(WriteSecretFile(secret_file, invitation.secret));
+        invitation.addresses = ReachableAddresses(addresses.cluster_listen);
+        invited = true;
+        ShareAndLeaveMpi(EncodeInvitation(invitation));
+        return absl::OkStatus();
+      });
   if (!invited) {
     invitation.error = status.ok() ? "stopped" : "see rank 0";
     ShareAndLeaveMpi(EncodeInvitation(invitation));
@@ -111,7 +112,8 @@ int Main(int argc, char** argv) {
   prctl(PR_SET_PDEATHSIG, SIGTERM);
   const char* env_rank = std::getenv("OMPI_COMM_WORLD_RANK");
   const bool speaks = env_rank == nullptr || std::string(env_rank) == "0";
-  if (!speaks && argc == 2 && (std::string(argv[1]) == "--help" || std::string(argv[1]) == "--version")) return kExitOk;
+  if (!speaks && argc == 2 && (std::string(argv[1]) == "--help" || std::string(argv[1]) == "--version"))
+    return kExitOk;
   MpiFlags flags;
   const auto outcome = ParseFlags(argc, argv, flags);
   if (outcome.ok() && *outcome == OptionSet::Outcome::kHelpShown) return kExitOk;
@@ -129,15 +131,15 @@ int Main(int argc, char** argv) {
   }
   if (workers < options->stages || workers == 0) {
     if (ranks.rank == 0) {
-      std::fprintf(stderr, "millrace-mpi: %u stages need %u ranks (one is the coordinator), mpirun started %d\n",
+      std::fprintf(stderr,
+                   "millrace-mpi: %u stages need %u ranks (one is the coordinator), mpirun started %d\n",
                    options->stages, options->stages + 1, ranks.size);
     }
     MPI_Finalize();
     return kExitUsage;
   }
-  const absl::Status status =
-      ranks.rank == 0 ? RunRankZero(*options, ranks, flags.secret_file)
-                      : RunWorkerRank(flags.worker.options, ranks, options->stages);
+  const absl::Status status = ranks.rank == 0 ? RunRankZero(*options, ranks, flags.secret_file)
+                                              : RunWorkerRank(flags.worker.options, ranks, options->stages);
   if (status.ok()) return kExitOk;
   LogError(status.message());
   return kExitFailure;
@@ -146,4 +148,6 @@ int Main(int argc, char** argv) {
 }  // namespace
 }  // namespace millrace
 
-int main(int argc, char** argv) { return millrace::Main(argc, argv); }
+int main(int argc, char** argv) {
+  return millrace::Main(argc, argv);
+}

@@ -32,7 +32,8 @@ bool Answers(const addrinfo& address) {
     if (error == EINPROGRESS) {
       pollfd waiting = {fd, POLLOUT, 0};
       socklen_t size = sizeof(error);
-      if (poll(&waiting, 1, kConnectMillis) != 1 || getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &size) != 0) {
+      if (poll(&waiting, 1, kConnectMillis) != 1 ||
+          getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &size) != 0) {
         error = ETIMEDOUT;
       }
     }
@@ -47,7 +48,8 @@ bool Answers(const std::string& text) {
   addrinfo hints = {};
   hints.ai_socktype = SOCK_STREAM;
   addrinfo* found = nullptr;
-  if (getaddrinfo(address->host.c_str(), absl::StrCat(address->port).c_str(), &hints, &found) != 0) return false;
+  if (getaddrinfo(address->host.c_str(), absl::StrCat(address->port).c_str(), &hints, &found) != 0)
+    return false;
   bool answers = false;
   for (const addrinfo* it = found; it != nullptr && !answers; it = it->ai_next) answers = Answers(*it);
   freeaddrinfo(found);
@@ -57,7 +59,8 @@ bool Answers(const std::string& text) {
 }  // namespace
 
 std::string EncodeInvitation(const Invitation& invitation) {
-  return absl::StrCat(invitation.error, "\n", invitation.secret, "\n", absl::StrJoin(invitation.addresses, " "));
+  return absl::StrCat(invitation.error, "\n", invitation.secret, "\n",
+                      absl::StrJoin(invitation.addresses, " "));
 }
 
 absl::StatusOr<Invitation> DecodeInvitation(const std::string& text) {
@@ -90,7 +93,8 @@ std::vector<std::string> ReachableAddresses(const std::string& listen) {
   return result;
 }
 
-absl::StatusOr<std::string> FirstThatAnswers(const std::vector<std::string>& addresses, absl::Duration timeout) {
+absl::StatusOr<std::string> FirstThatAnswers(const std::vector<std::string>& addresses,
+                                             absl::Duration timeout) {
   const absl::Time deadline = Clock::Steady().Now() + timeout;
   do {
     for (const std::string& address : addresses) {

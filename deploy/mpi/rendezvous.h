@@ -1,4 +1,5 @@
-// How the ranks of one mpirun find each other: MPI carries rank order, addresses and a secret, then gRPC takes over.
+// How the ranks of one mpirun find each other: MPI carries rank order, addresses and a secret, then gRPC
+// takes over.
 #pragma once
 
 #include <string>
@@ -20,11 +21,12 @@ std::string EncodeInvitation(const Invitation& invitation);
 // INVALID_ARGUMENT: not what EncodeInvitation makes.
 absl::StatusOr<Invitation> DecodeInvitation(const std::string& text);
 
-// The addresses under which others may reach what listens on `listen`: itself, or every address of this host if it is 0.0.0.0,
-// loopback last.
+// The addresses under which others may reach what listens on `listen`: itself, or every address of this host
+// if it is 0.0.0.0, loopback last.
 std::vector<std::string> ReachableAddresses(const std::string& listen);
 
 // The first of the addresses that accepts a connection. UNAVAILABLE: none did within `timeout`.
-absl::StatusOr<std::string> FirstThatAnswers(const std::vector<std::string>& addresses, absl::Duration timeout);
+absl::StatusOr<std::string> FirstThatAnswers(const std::vector<std::string>& addresses,
+                                             absl::Duration timeout);
 
 }  // namespace millrace

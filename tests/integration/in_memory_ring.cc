@@ -56,8 +56,8 @@ InMemoryRing::InMemoryRing(const TinyLlamaOptions& model, const InMemoryRingOpti
   scheduler.max_rows = options_.max_rows;
   scheduler.end_tokens = {kTinyImEnd};
   scheduler_ = std::make_unique<Scheduler>(std::move(scheduler));
-  scheduler_->OnRingReady({static_cast<uint32_t>(stages_.size()), max_in_flight_, options_.num_blocks, kBlockTokens},
-                          kNow);
+  scheduler_->OnRingReady(
+      {static_cast<uint32_t>(stages_.size()), max_in_flight_, options_.num_blocks, kBlockTokens}, kNow);
   for (size_t i = 0; i < stages_.size(); ++i) MakeStage(i);
   for (Stage& stage : stages_) {
     stage.thread = std::thread([&stage] {
@@ -79,7 +79,8 @@ void InMemoryRing::MakeStage(size_t index) {
   layout.num_layers = options_.layers[index];
   layout.first = index == 0;
   layout.last = index + 1 == stages_.size();
-  auto model = StageModel::Create(*file_, shape_, *backend_, {layout, options_.max_rows, shape_.context_tokens});
+  auto model =
+      StageModel::Create(*file_, shape_, *backend_, {layout, options_.max_rows, shape_.context_tokens});
   MILLRACE_CHECK(model.ok());
   stage.model = *std::move(model);
   auto cache = KvCache::Create(
@@ -95,9 +96,9 @@ void InMemoryRing::MakeStage(size_t index) {
   runner.max_in_flight = max_in_flight_;
   runner.limits = {options_.max_rows, options_.num_blocks, kBlockTokens, shape_.vocabulary_size,
                    shape_.context_tokens};
-  stage.runner =
-      std::make_unique<StageRunner>(runner, stage.model.get(), stage.cache.get(), stage.inbox.get(),
-                                    [this, index](StageOutput output) { return Emit(index, std::move(output)); });
+  stage.runner = std::make_unique<StageRunner>(
+      runner, stage.model.get(), stage.cache.get(), stage.inbox.get(),
+      [this, index](StageOutput output) { return Emit(index, std::move(output)); });
 }
 
 absl::Status InMemoryRing::Emit(size_t stage, StageOutput output) {
@@ -132,7 +133,8 @@ void InMemoryRing::Collect(Outcomes& outcomes) {
   for (SchedulerAction& action : scheduler_->TakeActions()) {
     if (auto* token = std::get_if<TokenReady>(&action)) {
       outcomes[token->sequence].tokens.push_back(token->token);
-      if (token->logprobs.has_value()) outcomes[token->sequence].logprobs.push_back(*std::move(token->logprobs));
+      if (token->logprobs.has_value())
+        outcomes[token->sequence].logprobs.push_back(*std::move(token->logprobs));
     } else if (auto* prompt = std::get_if<PromptLogprobsReady>(&action)) {
       std::vector<TokenLogprobs>& all = outcomes[prompt->sequence].prompt_logprobs;
       MILLRACE_CHECK(prompt->first_position == all.size() + 1);
@@ -151,7 +153,8 @@ Outcomes InMemoryRing::Run(std::vector<Arrival> arrivals) {
   size_t arrived = 0;
   while (arrived < arrivals.size() || !scheduler_->idle()) {
     // An idle ring sends nothing more: what is to come, comes now.
-    while (arrived < arrivals.size() && (arrivals[arrived].after_microbatches <= sent || scheduler_->idle())) {
+    while (arrived < arrivals.size() &&
+           (arrivals[arrived].after_microbatches <= sent || scheduler_->idle())) {
       scheduler_->Add(std::move(arrivals[arrived++].request), kNow);
     }
     while (const std::optional<MicrobatchPlan> plan = scheduler_->PlanNext(kNow)) {

@@ -1,5 +1,5 @@
-// A whole ring in one process: the real scheduler and the real stages on threads of their own, joined by queues instead of gRPC,
-// so that the thread sanitizer sees all of it.
+// A whole ring in one process: the real scheduler and the real stages on threads of their own, joined by
+// queues instead of gRPC, so that the thread sanitizer sees all of it.
 #pragma once
 
 #include <cstdint>

@@ -36,7 +36,9 @@ std::vector<SequenceRequest> Subjects() {
   return subjects;
 }
 
-std::vector<Arrival> Alone(const SequenceRequest& request) { return {{0, request}}; }
+std::vector<Arrival> Alone(const SequenceRequest& request) {
+  return {{0, request}};
+}
 
 // The subjects in the midst of 16 others that come and go at their own times.
 std::vector<Arrival> AmongOthers() {

@@ -37,7 +37,9 @@ absl::Status CheckAssign(const v1::Assign& assign, const HyperParameters& model)
 
 StageHost::StageHost(StageHostOptions options) : options_(std::move(options)), send_pool_(8) {}
 
-StageHost::~StageHost() { EndEpoch(); }
+StageHost::~StageHost() {
+  EndEpoch();
+}
 
 absl::Status StageHost::OpenModel(const std::string& path) {
   ASSIGN_OR_RETURN(std::unique_ptr<GgufFile> file, GgufFile::Open(path));
@@ -79,9 +81,9 @@ absl::StatusOr<v1::Loaded> StageHost::Assign(const v1::Assign& assign) {
   const uint64_t room = std::min(options_.kv_memory_bytes, AvailableMemoryBytes());
   const uint64_t blocks = std::min<uint64_t>(room / block_bytes, 1u << 24);
   if (blocks == 0) {
-    return absl::ResourceExhaustedError(absl::StrCat("no room for the KV cache: one block takes ",
-                                                     FormatBytes(block_bytes), ", there are ", FormatBytes(room),
-                                                     "; raise --kv-memory or free memory"));
+    return absl::ResourceExhaustedError(
+        absl::StrCat("no room for the KV cache: one block takes ", FormatBytes(block_bytes), ", there are ",
+                     FormatBytes(room), "; raise --kv-memory or free memory"));
   }
   inbox_ = std::make_shared<StageInbox>(size_t{2} * assign.max_in_flight() + 2);
   options_.router->Open(Epoch(assign.epoch()), assign.max_rows(), inbox_);
@@ -89,7 +91,8 @@ absl::StatusOr<v1::Loaded> StageHost::Assign(const v1::Assign& assign) {
   session.epoch = Epoch(assign.epoch());
   session.limits.max_rows = assign.max_rows();
   session.limits.max_stamps = assign.stage();
-  session.limits.max_payload_bytes = size_t{assign.max_rows()} * hyper_parameters_.hidden_size * sizeof(float);
+  session.limits.max_payload_bytes =
+      size_t{assign.max_rows()} * hyper_parameters_.hidden_size * sizeof(float);
   session.deliver = [router = options_.router](HopMessage message) {
     return router->DeliverActivations(std::move(message));
   };
@@ -110,7 +113,9 @@ absl::Status StageHost::ConnectNext() {
   link.secret = options_.secret;
   link.epoch = Epoch(assign_.epoch());
   link.max_queued = assign_.max_in_flight() + 1;
-  link.on_broken = [this, epoch = link.epoch](absl::Status why) { options_.on_failed(epoch, std::move(why)); };
+  link.on_broken = [this, epoch = link.epoch](absl::Status why) {
+    options_.on_failed(epoch, std::move(why));
+  };
   link_ = std::make_unique<HopLink>(std::move(link));
   return link_->WaitConnected(kConnectTimeout);
 }
@@ -122,7 +127,8 @@ void StageHost::StartComputing(uint32_t kv_blocks) {
   runner.last = layout_.last;
   runner.hidden_size = hyper_parameters_.hidden_size;
   runner.max_in_flight = assign_.max_in_flight();
-  runner.limits = {max_rows_, kv_blocks, assign_.block_tokens(), hyper_parameters_.vocabulary_size, context_tokens_};
+  runner.limits = {max_rows_, kv_blocks, assign_.block_tokens(), hyper_parameters_.vocabulary_size,
+                   context_tokens_};
   runner_ = std::make_unique<StageRunner>(runner, model_.get(), cache_.get(), inbox_.get(),
                                           [this](StageOutput output) { return Emit(std::move(output)); });
   {
@@ -152,7 +158,8 @@ absl::Status StageHost::Emit(StageOutput output) {
   message.stamps.back().sent_ns = SteadyNanos();
   const uint64_t id = message.microbatch.value();
   if (link_->Send(std::move(message))) return absl::OkStatus();
-  return absl::UnavailableError(absl::StrCat("microbatch ", id, " could not be sent on: the hop is gone or full"));
+  return absl::UnavailableError(
+      absl::StrCat("microbatch ", id, " could not be sent on: the hop is gone or full"));
 }
 
 void StageHost::EndEpoch() {

@@ -1,4 +1,5 @@
-// One worker's stage through the epochs: loads layers, opens and closes the compute loop and the hop to the next stage.
+// One worker's stage through the epochs: loads layers, opens and closes the compute loop and the hop to the
+// next stage.
 #pragma once
 
 #include <functional>
@@ -46,11 +47,12 @@ class StageHost {
   bool has_model() const { return file_ != nullptr; }
   const std::string& fingerprint() const { return fingerprint_; }
 
-  // Ends the former epoch, loads the layers unless they are loaded, and says what room there is. Upstream may connect
-  // afterwards. INVALID_ARGUMENT, RESOURCE_EXHAUSTED: this worker cannot hold the stage.
+  // Ends the former epoch, loads the layers unless they are loaded, and says what room there is. Upstream may
+  // connect afterwards. INVALID_ARGUMENT, RESOURCE_EXHAUSTED: this worker cannot hold the stage.
   absl::StatusOr<v1::Loaded> Assign(const v1::Assign& assign);
 
-  // Allocates the KV cache, connects to the next stage and starts computing. REQUIRES: Assign of this epoch was OK.
+  // Allocates the KV cache, connects to the next stage and starts computing. REQUIRES: Assign of this epoch
+  // was OK.
   absl::Status Activate(const v1::Activate& activate);
 
   void EndEpoch();

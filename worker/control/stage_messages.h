@@ -12,8 +12,8 @@
 
 namespace millrace {
 
-// INVALID_ARGUMENT: no segments, more rows than `max_rows`, bias ids and values of different number. (What a stage must check about
-// positions, blocks and options is CheckBatch's.)
+// INVALID_ARGUMENT: no segments, more rows than `max_rows`, bias ids and values of different number. (What a
+// stage must check about positions, blocks and options is CheckBatch's.)
 absl::StatusOr<StageBatch> ToStageBatch(const v1::Plan& plan, uint32_t max_rows);
 
 // Copies the activations, or serializes the results, into a buffer of `pool`.

@@ -13,13 +13,13 @@
 namespace millrace {
 
 struct WorkerOptions {
-  std::string coordinator;       // host:port
-  std::string listen;            // host:port; empty: the address towards the coordinator, any port
-  std::string advertise;         // host other workers use; empty: the listening one
-  std::string model;             // empty: the coordinator's path
+  std::string coordinator;  // host:port
+  std::string listen;       // host:port; empty: the address towards the coordinator, any port
+  std::string advertise;    // host other workers use; empty: the listening one
+  std::string model;        // empty: the coordinator's path
   std::optional<uint32_t> stage;
   std::string join_secret_file;
-  std::string join_secret;       // used if there is no file
+  std::string join_secret;  // used if there is no file
   std::string isa = "auto";
   uint64_t kv_memory_bytes = uint64_t{1} << 30;
   absl::Duration join_timeout = absl::Seconds(60);
@@ -37,8 +37,8 @@ struct WorkerFlags {
   absl::StatusOr<WorkerOptions> Finish() const;
 };
 
-// Runs until the coordinator ends the cluster (OK), a signal comes (OK), or something fails. Thread: main; call before other
-// threads are started.
+// Runs until the coordinator ends the cluster (OK), a signal comes (OK), or something fails. Thread: main;
+// call before other threads are started.
 absl::Status RunWorker(const WorkerOptions& options);
 
 }  // namespace millrace

@@ -17,7 +17,8 @@ struct JoinedMicrobatch {
   int64_t received_ns = 0;                // when the later of the two came
 };
 
-// Thread: compute. Microbatches come out in the order of their ids: 1, 2, 3, ... Nothing is kept of other epochs.
+// Thread: compute. Microbatches come out in the order of their ids: 1, 2, 3, ... Nothing is kept of other
+// epochs.
 class MicrobatchJoiner {
  public:
   struct Options {
@@ -27,8 +28,9 @@ class MicrobatchJoiner {
   };
   explicit MicrobatchJoiner(const Options& options) : options_(options) {}
 
-  // INVALID_ARGUMENT: an id that came before, activations for the first stage, or activations whose rows differ from the plan's.
-  // RESOURCE_EXHAUSTED: more microbatches than may be in flight. Stale epochs are dropped with OK.
+  // INVALID_ARGUMENT: an id that came before, activations for the first stage, or activations whose rows
+  // differ from the plan's. RESOURCE_EXHAUSTED: more microbatches than may be in flight. Stale epochs are
+  // dropped with OK.
   absl::Status Add(StageInput input);
 
   // The next microbatch, if both halves are there.

@@ -13,7 +13,8 @@
 
 namespace millrace {
 
-// A plan from the coordinator, or activations from the stage before, with the time it came (steady clock, ns).
+// A plan from the coordinator, or activations from the stage before, with the time it came (steady clock,
+// ns).
 struct StageInput {
   int64_t arrived_ns = 0;
   std::variant<StageBatch, HopMessage> content;
@@ -25,8 +26,9 @@ struct StageOutput {
   Epoch epoch;
   MicrobatchId microbatch;
   uint32_t rows = 0;
-  std::vector<StageStamp> stamps;       // of all stages so far; this one's sent_ns is still 0
-  absl::Span<const float> activations;  // [rows, hidden], valid during the call it is passed to; empty on the last stage
+  std::vector<StageStamp> stamps;  // of all stages so far; this one's sent_ns is still 0
+  absl::Span<const float>
+      activations;  // [rows, hidden], valid during the call it is passed to; empty on the last stage
   std::vector<SequenceResult> results;  // last stage
 };
 

@@ -22,8 +22,8 @@ namespace millrace {
 
 struct StageModelOptions {
   StageLayout layout;
-  uint32_t max_rows = 0;        // of one microbatch
-  uint32_t context_tokens = 0;  // no position is beyond
+  uint32_t max_rows = 0;                                                  // of one microbatch
+  uint32_t context_tokens = 0;                                            // no position is beyond
   std::function<void(uint64_t done, uint64_t total)> progress = nullptr;  // of bytes read; may be empty
 };
 
@@ -35,9 +35,10 @@ class StageModel {
   // RESOURCE_EXHAUSTED: not enough memory. INVALID_ARGUMENT: a layout outside the model (no layers, too many,
   // `first` or `last` at odds with the layers), max_rows 0, context_tokens 0 or more than the model's,
   // rope_freqs.weight out of range.
-  static absl::StatusOr<std::unique_ptr<StageModel>> Create(
-      const GgufFile& file, const HyperParameters& hyper_parameters, const kernels::Backend& backend,
-      const StageModelOptions& options);
+  static absl::StatusOr<std::unique_ptr<StageModel>> Create(const GgufFile& file,
+                                                            const HyperParameters& hyper_parameters,
+                                                            const kernels::Backend& backend,
+                                                            const StageModelOptions& options);
   ~StageModel();
 
   // Runs one microbatch through the layers. `input` is [rows, hidden] from the stage before (empty on the

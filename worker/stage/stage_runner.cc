@@ -9,10 +9,12 @@
 
 namespace millrace {
 
-int64_t SteadyNanos() { return absl::ToUnixNanos(Clock::Steady().Now()); }
+int64_t SteadyNanos() {
+  return absl::ToUnixNanos(Clock::Steady().Now());
+}
 
-StageRunner::StageRunner(const StageRunnerOptions& options, StageModel* model, KvCache* cache, StageInbox* inbox,
-                         Emit emit)
+StageRunner::StageRunner(const StageRunnerOptions& options, StageModel* model, KvCache* cache,
+                         StageInbox* inbox, Emit emit)
     : options_(options),
       model_(model),
       cache_(cache),
@@ -23,14 +25,16 @@ StageRunner::StageRunner(const StageRunnerOptions& options, StageModel* model, K
 absl::Status StageRunner::Run() {
   while (std::optional<StageInput> input = inbox_->Pop()) {
     RETURN_IF_ERROR(joiner_.Add(*std::move(input)));
-    while (std::optional<JoinedMicrobatch> joined = joiner_.Next()) RETURN_IF_ERROR(RunOne(*std::move(joined)));
+    while (std::optional<JoinedMicrobatch> joined = joiner_.Next())
+      RETURN_IF_ERROR(RunOne(*std::move(joined)));
   }
   return absl::OkStatus();
 }
 
 absl::Status StageRunner::CheckActivations(const HopMessage& message) const {
   const size_t expected = size_t{message.rows} * options_.hidden_size * sizeof(float);
-  if (message.kind != HopKind::kActivations || message.payload == nullptr || message.payload->size != expected) {
+  if (message.kind != HopKind::kActivations || message.payload == nullptr ||
+      message.payload->size != expected) {
     return absl::InvalidArgumentError(absl::StrCat("microbatch ", message.microbatch.value(), ": ",
                                                    message.payload == nullptr ? 0 : message.payload->size,
                                                    " bytes of activations, expected ", expected));
@@ -45,7 +49,8 @@ absl::Status StageRunner::RunOne(JoinedMicrobatch joined) {
   if (joined.activations.has_value()) {
     RETURN_IF_ERROR(CheckActivations(*joined.activations));
     output.stamps = std::move(joined.activations->stamps);
-    input = absl::MakeConstSpan(joined.activations->payload->floats(), joined.activations->payload->num_floats());
+    input =
+        absl::MakeConstSpan(joined.activations->payload->floats(), joined.activations->payload->num_floats());
   }
   StageStamp stamp;
   stamp.received_ns = joined.received_ns;

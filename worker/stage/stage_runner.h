@@ -29,9 +29,11 @@ class StageRunner {
   using Emit = std::function<absl::Status(StageOutput)>;
 
   // `model`, `cache`, `inbox` outlive this.
-  StageRunner(const StageRunnerOptions& options, StageModel* model, KvCache* cache, StageInbox* inbox, Emit emit);
+  StageRunner(const StageRunnerOptions& options, StageModel* model, KvCache* cache, StageInbox* inbox,
+              Emit emit);
 
-  // Runs until the inbox is closed (OK), or until an input or an output is at fault (what and which microbatch).
+  // Runs until the inbox is closed (OK), or until an input or an output is at fault (what and which
+  // microbatch).
   absl::Status Run();
 
   // Thread: any.

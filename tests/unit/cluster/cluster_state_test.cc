@@ -130,11 +130,13 @@ TEST_F(ClusterStateTest, RefusesWhoDoesNotBelong) {
   };
   const Case cases[] = {
       {"secret", [](WorkerHello& h) { h.secret = "wrong"; }, absl::StatusCode::kPermissionDenied, "secret"},
-      {"version", [](WorkerHello& h) { h.version = "2"; }, absl::StatusCode::kFailedPrecondition, "Millrace 2"},
-      {"model", [](WorkerHello& h) { h.model_fingerprint = "model-b"; }, absl::StatusCode::kFailedPrecondition,
-       "model-b"},
+      {"version", [](WorkerHello& h) { h.version = "2"; }, absl::StatusCode::kFailedPrecondition,
+       "Millrace 2"},
+      {"model", [](WorkerHello& h) { h.model_fingerprint = "model-b"; },
+       absl::StatusCode::kFailedPrecondition, "model-b"},
       {"no such stage", [](WorkerHello& h) { h.stage = 7; }, absl::StatusCode::kInvalidArgument, "0 to 1"},
-      {"taken stage", [](WorkerHello& h) { h.stage = 0; }, absl::StatusCode::kAlreadyExists, "held by worker 1"},
+      {"taken stage", [](WorkerHello& h) { h.stage = 0; }, absl::StatusCode::kAlreadyExists,
+       "held by worker 1"},
   };
   for (const Case& c : cases) {
     SCOPED_TRACE(c.what);

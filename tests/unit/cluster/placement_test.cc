@@ -27,7 +27,8 @@ double Dearest(const LayerCosts& costs, const std::vector<LayerRange>& ranges) {
 }
 
 // The least cost of the dearest stage over all placements, by trying them all.
-double BestByTrial(const LayerCosts& costs, uint32_t stages, uint32_t begin, std::vector<LayerRange>& chosen) {
+double BestByTrial(const LayerCosts& costs, uint32_t stages, uint32_t begin,
+                   std::vector<LayerRange>& chosen) {
   const uint32_t layers = static_cast<uint32_t>(costs.layers.size());
   if (chosen.size() + 1 == stages) {
     chosen.push_back({begin, layers - begin});

@@ -83,8 +83,8 @@ TEST_F(OptionsTest, KeepsTheDefaultsWhereNothingIsSaid) {
 }
 
 TEST_F(OptionsTest, ReadsEveryTypeFromTheCommandLine) {
-  ASSERT_TRUE(Parse({"--name", "ada", "--count", "-5", "--ratio", "0.25", "--loud", "--calm=false", "--kv-memory",
-                     "2GiB", "--grace", "500ms", "--layers", "3, 4,50"})
+  ASSERT_TRUE(Parse({"--name", "ada", "--count", "-5", "--ratio", "0.25", "--loud", "--calm=false",
+                     "--kv-memory", "2GiB", "--grace", "500ms", "--layers", "3, 4,50"})
                   .ok());
   EXPECT_EQ(name_, "ada");
   EXPECT_EQ(count_, -5);
@@ -161,9 +161,12 @@ TEST_F(OptionsTest, RefusesNumbersThatAreNone) {
 }
 
 TEST_F(OptionsTest, ReadsDurations) {
-  for (const auto& [text, expected] : std::vector<std::pair<std::string, absl::Duration>>{
-           {"5", absl::Seconds(5)}, {"0", absl::ZeroDuration()}, {"0.25", absl::Milliseconds(250)},
-           {"1h30m", absl::Minutes(90)}, {"100us", absl::Microseconds(100)}}) {
+  for (const auto& [text, expected] :
+       std::vector<std::pair<std::string, absl::Duration>>{{"5", absl::Seconds(5)},
+                                                           {"0", absl::ZeroDuration()},
+                                                           {"0.25", absl::Milliseconds(250)},
+                                                           {"1h30m", absl::Minutes(90)},
+                                                           {"100us", absl::Microseconds(100)}}) {
     ASSERT_TRUE(Parse({"--grace", text}).ok()) << text;
     EXPECT_EQ(grace_, expected) << text;
   }
@@ -219,7 +222,9 @@ TEST_F(OptionsTest, CollectsPositionalArguments) {
   EXPECT_THAT(positional, IsEmpty());
 }
 
-TEST_F(OptionsTest, TakesABareDoubleDashWithoutPositionalArguments) { EXPECT_TRUE(Parse({"--"}).ok()); }
+TEST_F(OptionsTest, TakesABareDoubleDashWithoutPositionalArguments) {
+  EXPECT_TRUE(Parse({"--"}).ok());
+}
 
 TEST_F(OptionsTest, DescribesEveryOptionWithItsDefault) {
   const std::string help = set_.HelpText();
@@ -263,10 +268,19 @@ TEST_F(OptionsTest, PrintsTheVersionInsteadOfRunning) {
 }
 
 TEST(ParseBytesTest, ReadsSizesWithAndWithoutUnits) {
-  for (const auto& [text, expected] : std::vector<std::pair<std::string, uint64_t>>{
-           {"0", 0}, {"1048576", 1048576}, {"1B", 1}, {"1kB", 1000}, {"1K", 1024}, {"1KiB", 1024},
-           {"500MB", 500000000}, {"512MiB", 536870912}, {"1.5GiB", 1610612736}, {"2 G", uint64_t{2} << 30},
-           {"1TB", 1000000000000}, {"1TiB", uint64_t{1} << 40}}) {
+  for (const auto& [text, expected] :
+       std::vector<std::pair<std::string, uint64_t>>{{"0", 0},
+                                                     {"1048576", 1048576},
+                                                     {"1B", 1},
+                                                     {"1kB", 1000},
+                                                     {"1K", 1024},
+                                                     {"1KiB", 1024},
+                                                     {"500MB", 500000000},
+                                                     {"512MiB", 536870912},
+                                                     {"1.5GiB", 1610612736},
+                                                     {"2 G", uint64_t{2} << 30},
+                                                     {"1TB", 1000000000000},
+                                                     {"1TiB", uint64_t{1} << 40}}) {
     const absl::StatusOr<uint64_t> bytes = ParseBytes(text);
     ASSERT_TRUE(bytes.ok()) << text;
     EXPECT_EQ(*bytes, expected) << text;

@@ -338,11 +338,9 @@ TEST_F(StageCreateTest, RefusesSizesOutOfRange) {
 
 TEST_F(StageCreateTest, ReportsProgressToTheEnd) {
   std::vector<std::pair<uint64_t, uint64_t>> calls;
-  const auto stage =
-      StageModel::Create(*model_.file, model_.shape, *model_.backend,
-                         {{0, 3, true, true}, 8, 64, [&](uint64_t done, uint64_t total) {
-                            calls.emplace_back(done, total);
-                          }});
+  const auto stage = StageModel::Create(
+      *model_.file, model_.shape, *model_.backend,
+      {{0, 3, true, true}, 8, 64, [&](uint64_t done, uint64_t total) { calls.emplace_back(done, total); }});
   ASSERT_TRUE(stage.ok());
   ASSERT_FALSE(calls.empty());
   EXPECT_EQ(calls.back(), std::make_pair((*stage)->weight_bytes(), (*stage)->weight_bytes()));

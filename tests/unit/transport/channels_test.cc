@@ -17,8 +17,8 @@ using ::testing::HasSubstr;
 
 TEST(ParseHostPortTest, ReadsWhatUsersWrite) {
   const std::vector<std::pair<std::string, std::pair<std::string, int>>> cases = {
-      {"127.0.0.1:0", {"127.0.0.1", 0}},           {"worker-1.ring:7000", {"worker-1.ring", 7000}},
-      {"[::1]:50051", {"::1", 50051}},             {"[fe80::1%eth0]:1", {"fe80::1%eth0", 1}},
+      {"127.0.0.1:0", {"127.0.0.1", 0}},     {"worker-1.ring:7000", {"worker-1.ring", 7000}},
+      {"[::1]:50051", {"::1", 50051}},       {"[fe80::1%eth0]:1", {"fe80::1%eth0", 1}},
       {"0.0.0.0:65535", {"0.0.0.0", 65535}},
   };
   for (const auto& [text, expected] : cases) {
@@ -31,17 +31,20 @@ TEST(ParseHostPortTest, ReadsWhatUsersWrite) {
 }
 
 TEST(ParseHostPortTest, RefusesEverythingElse) {
-  for (const char* text : {"", ":", "host", ":80", "host:", "host:65536", "host:-1", "host:+1", "host: 1", "host:1 ",
-                           "host:0x10", "host:99999999999", "::1:80", "[::1]", "[]:80", "[:80", "]:80", "a b:80",
-                           "a/b:80", "http://a:80", "a[b]:80", "ho\nst:80", "host:80\n"}) {
+  for (const char* text : {"",        ":",           "host",    ":80",       "host:",     "host:65536",
+                           "host:-1", "host:+1",     "host: 1", "host:1 ",   "host:0x10", "host:99999999999",
+                           "::1:80",  "[::1]",       "[]:80",   "[:80",      "]:80",      "a b:80",
+                           "a/b:80",  "http://a:80", "a[b]:80", "ho\nst:80", "host:80\n"}) {
     const absl::Status status = ParseHostPort(text).status();
     EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << text;
-    EXPECT_THAT(std::string(status.message()), HasSubstr("is not HOST:PORT, such as 127.0.0.1:50051")) << text;
+    EXPECT_THAT(std::string(status.message()), HasSubstr("is not HOST:PORT, such as 127.0.0.1:50051"))
+        << text;
   }
 }
 
 TEST(HostTest, TellsLoopbackAndAnyFromOthers) {
-  for (const char* host : {"localhost", "::1", "127.0.0.1", "127.1.2.3"}) EXPECT_TRUE(IsLoopback(host)) << host;
+  for (const char* host : {"localhost", "::1", "127.0.0.1", "127.1.2.3"})
+    EXPECT_TRUE(IsLoopback(host)) << host;
   for (const char* host : {"10.0.0.1", "::", "example", "0.0.0.0"}) EXPECT_FALSE(IsLoopback(host)) << host;
   for (const char* host : {"0.0.0.0", "::"}) EXPECT_TRUE(IsAnyAddress(host)) << host;
   for (const char* host : {"127.0.0.1", "::1", ""}) EXPECT_FALSE(IsAnyAddress(host)) << host;

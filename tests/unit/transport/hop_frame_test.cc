@@ -41,7 +41,8 @@ class HopFrameTest : public ::testing::Test {
     std::vector<grpc::Slice> slices;
     EXPECT_TRUE(bytes.Dump(&slices).ok());
     std::string flat;
-    for (const grpc::Slice& slice : slices) flat.append(reinterpret_cast<const char*>(slice.begin()), slice.size());
+    for (const grpc::Slice& slice : slices)
+      flat.append(reinterpret_cast<const char*>(slice.begin()), slice.size());
     return flat;
   }
   std::string Frame(const HopMessage& message) { return Flatten(EncodeHopMessage(message)); }
@@ -167,7 +168,8 @@ TEST_F(HopFrameTest, RefusesTruncationAtEveryByte) {
 }
 
 TEST_F(HopFrameTest, RefusesABufferWithoutBytes) {
-  EXPECT_EQ(DecodeHopMessage(grpc::ByteBuffer(), kLimits, pool_).status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(DecodeHopMessage(grpc::ByteBuffer(), kLimits, pool_).status().code(),
+            absl::StatusCode::kInvalidArgument);
 }
 
 TEST_F(HopFrameTest, RefusesWhatIsNotAFrame) {
@@ -178,7 +180,8 @@ TEST_F(HopFrameTest, RefusesWhatIsNotAFrame) {
 
 TEST_F(HopFrameTest, RefusesWhatExceedsALimit) {
   EXPECT_TRUE(Decode(With<uint32_t>(24, kLimits.max_rows)).ok());
-  ExpectRefused(With<uint32_t>(24, kLimits.max_rows + 1), "9 rows, 1 stamps, 16 payload bytes exceed the limits 8, 3");
+  ExpectRefused(With<uint32_t>(24, kLimits.max_rows + 1),
+                "9 rows, 1 stamps, 16 payload bytes exceed the limits 8, 3");
   ExpectRefused(With<uint32_t>(28, kLimits.max_stamps + 1), "4 stamps");
   ExpectRefused(With<uint32_t>(28, UINT32_MAX), "4294967295 stamps");
   ExpectRefused(With<uint64_t>(32, kLimits.max_payload_bytes + 1), "257 payload bytes");

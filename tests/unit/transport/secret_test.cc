@@ -34,7 +34,8 @@ class SecretTest : public ::testing::Test {
 TEST_F(SecretTest, EqualsOnlyItself) {
   EXPECT_TRUE(SecretsEqual("", ""));
   EXPECT_TRUE(SecretsEqual("abc", "abc"));
-  for (const char* other : {"", "ab", "abcd", "abd", "xbc", "ABC"}) EXPECT_FALSE(SecretsEqual("abc", other)) << other;
+  for (const char* other : {"", "ab", "abcd", "abd", "xbc", "ABC"})
+    EXPECT_FALSE(SecretsEqual("abc", other)) << other;
   EXPECT_FALSE(SecretsEqual("", "a"));
   EXPECT_FALSE(SecretsEqual(absl::string_view("a\0b", 3), absl::string_view("a\0c", 3)));
 }
@@ -70,12 +71,15 @@ TEST_F(SecretTest, IsTheFirstLineOfItsFile) {
   EXPECT_EQ(*ReadBack(std::string(256, '~')), std::string(256, '~'));
 }
 
-TEST_F(SecretTest, IsEmptyWithoutAFile) { EXPECT_EQ(*ReadSecretFile(""), ""); }
+TEST_F(SecretTest, IsEmptyWithoutAFile) {
+  EXPECT_EQ(*ReadSecretFile(""), "");
+}
 
 TEST_F(SecretTest, RefusesFilesThatHoldNone) {
-  for (const std::string& text : {std::string(), std::string("\nsecret\n"), std::string("two words\n"),
-                                  std::string("tab\t\n"), std::string("dos\r\n"), std::string("caf\xc3\xa9\n"),
-                                  std::string("nul\0l", 5), std::string("del\x7f"), std::string(257, 'a')}) {
+  for (const std::string& text :
+       {std::string(), std::string("\nsecret\n"), std::string("two words\n"), std::string("tab\t\n"),
+        std::string("dos\r\n"), std::string("caf\xc3\xa9\n"), std::string("nul\0l", 5),
+        std::string("del\x7f"), std::string(257, 'a')}) {
     EXPECT_EQ(ReadBack(text).status().code(), absl::StatusCode::kInvalidArgument) << text;
   }
   EXPECT_EQ(ReadSecretFile("/nonexistent/secret").status().code(), absl::StatusCode::kNotFound);
