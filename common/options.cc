@@ -139,7 +139,8 @@ void OptionSet::AddString(absl::string_view name, std::string* target, absl::str
 
 void OptionSet::AddInt(absl::string_view name, int64_t* target, int64_t min, int64_t max,
                        absl::string_view help) {
-  Add({std::string(name), "N", std::string(help), absl::StrCat(*target),
+  const bool is_value = *target >= min && *target <= max;
+  Add({std::string(name), "N", std::string(help), is_value ? absl::StrCat(*target) : "",
        [=](const std::string& text) { return ParseIntInto(text, min, max, target); }});
 }
 

@@ -25,6 +25,7 @@ class OptionSet {
 
   void AddString(absl::string_view name, std::string* target, absl::string_view value_name,
                  absl::string_view help);
+  // A default outside the range stands for "not said"; the help text then tells what that means.
   void AddInt(absl::string_view name, int64_t* target, int64_t min, int64_t max, absl::string_view help);
   void AddDouble(absl::string_view name, double* target, double min, double max, absl::string_view help);
   void AddBool(absl::string_view name, bool* target, absl::string_view help);

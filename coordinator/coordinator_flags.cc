@@ -8,9 +8,10 @@ namespace millrace {
 
 void CoordinatorFlags::Declare(OptionSet& set, bool with_join_secret) {
   set.AddString("model", &options_.model, "PATH", "the model: a GGUF file of the llama architecture");
-  set.AddInt("stages", &stages, 0, 65536,
+  set.AddInt("stages", &stages, 1, 65536,
              with_join_secret
-                 ? "how many pipeline stages, one worker each; 0: as many as --layers names, or 1"
+                 ? "how many pipeline stages, one worker each; default: as many as --layers names, or 1"
+                 : "how many pipeline stages, one worker each; default: the ranks but one"); 0: as many as --layers names, or 1"
                  : "how many pipeline stages, one worker each; 0: the ranks but one");
   set.AddIntList("layers", &options_.layers, 1, 65536,
                  "layers of each stage, as 10,20; default: balanced by cost");
