@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Compares Millrace's tokenizers with llama.cpp's and Hugging Face's, on data that pip fetches and that is not part of
+# Compares Millrace's tokenizers with llama.cpp's and Hugging Face's, and its chat templates with jinja2, on data that pip fetches and that is not part of
 # the project. Needs a built tree and network; keeps what it fetched for the next run.
 #
 #   tests/oracles.sh [BUILD]     BUILD: the build folder (default: build)
@@ -22,10 +22,10 @@ fail() { echo "oracles.sh: $*" >&2; exit 1; }
 mkdir -p "$cache"
 
 python=$cache/venv/bin/python
-if ! "$python" -c 'import tokenizers, gguf' 2>/dev/null; then
-  echo "== Python packages (tokenizers, gguf) into $cache/venv"
+if ! "$python" -c 'import tokenizers, gguf, jinja2' 2>/dev/null; then
+  echo "== Python packages (tokenizers, gguf, jinja2) into $cache/venv"
   python3 -m venv "$cache/venv"
-  "$python" -m pip install --quiet tokenizers==0.20.3 gguf==0.19.0
+  "$python" -m pip install --quiet tokenizers==0.20.3 gguf==0.19.0 jinja2==3.1.6
 fi
 
 release=11434.0.0
@@ -52,6 +52,19 @@ make_cases smollm "$MILLRACE_TEST_MODEL"
 for family in gpt-2 llama-bpe qwen2; do
   make_cases "$family" "$MILLRACE_LLAMA_CPP_MODELS/ggml-vocab-$family.gguf"
 done
+
+compare_templates() {  # FOLDER
+  local cases=$cache/$(basename "$1")_chats.json
+  echo "== chat templates of $1, by jinja2"
+  "$python" tests/golden/make_template_golden.py "$cases" --folder "$1"
+  "$build/tests/template_oracle_test" "$cases" "$1"
+}
+compare_templates "$MILLRACE_LLAMA_CPP_MODELS/templates"
+embedded=$MILLRACE_LLAMA_CPP_MODELS/../tests/test-chat-template.cpp
+if [[ -r $embedded ]]; then
+  "$python" tests/golden/extract_llama_cpp_templates.py "$embedded" "$cache/embedded"
+  compare_templates "$cache/embedded"
+fi
 
 echo "== $program"
 exec "$program"
