@@ -11,8 +11,7 @@ void CoordinatorFlags::Declare(OptionSet& set, bool with_join_secret) {
   set.AddInt("stages", &stages, 1, 65536,
              with_join_secret
                  ? "how many pipeline stages, one worker each; default: as many as --layers names, or 1"
-                 : "how many pipeline stages, one worker each; default: the ranks but one"); 0: as many as --layers names, or 1"
-                 : "how many pipeline stages, one worker each; 0: the ranks but one");
+                 : "how many pipeline stages, one worker each; default: the ranks but one");
   set.AddIntList("layers", &options_.layers, 1, 65536,
                  "layers of each stage, as 10,20; default: balanced by cost");
   set.AddString("listen", &options_.listen, "HOST:PORT", "where clients call; port 0: any free one");
