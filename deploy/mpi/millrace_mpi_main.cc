@@ -118,6 +118,7 @@ int Main(int argc, char** argv) {
   const auto outcome = ParseFlags(argc, argv, flags);
   if (outcome.ok() && *outcome == OptionSet::Outcome::kHelpShown) return kExitOk;
   absl::StatusOr<CoordinatorOptions> options = outcome.ok() ? flags.coordinator.Finish() : outcome.status();
+  if (const absl::Status local = flags.worker.CheckLocal(); options.ok() && !local.ok()) options = local;
   if (!options.ok()) {
     if (speaks) std::fprintf(stderr, "millrace-mpi: %s\n", std::string(options.status().message()).c_str());
     return kExitUsage;

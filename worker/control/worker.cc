@@ -53,7 +53,7 @@ class Worker {
   absl::Status OnWelcome(const v1::Welcome& welcome);
   void OnAssign(const v1::Assign& assign);
   void OnActivate(const v1::Activate& activate);
-  void OnCoordinatorMessage(v1::CoordinatorMessage message);  // Thread: grpc
+  void OnCoordinatorMessage(v1::CoordinatorMessage message);   // Thread: grpc
   void SendStageFailed(Epoch epoch, const absl::Status& why);  // Thread: any
   void StartHeartbeats(absl::Duration interval);
   void Beat(absl::Duration interval);  // Thread: heartbeat
@@ -74,11 +74,13 @@ class Worker {
 };
 
 Worker::~Worker() {
+  events_.Close();  // nobody takes events any more, and a gRPC thread may be waiting for room
   heartbeat_stop_.Close();
   if (heartbeat_.joinable()) heartbeat_.join();
   if (host_ != nullptr) host_->EndEpoch();
   session_.reset();
-  if (server_ != nullptr) server_->Shutdown(std::chrono::system_clock::now() + std::chrono::milliseconds(200));
+  if (server_ != nullptr)
+    server_->Shutdown(std::chrono::system_clock::now() + std::chrono::milliseconds(200));
   host_.reset();
 }
 
@@ -132,8 +134,8 @@ absl::Status Worker::Listen() {
   builder.RegisterService(listener_->service());
   server_ = builder.BuildAndStart();
   if (server_ == nullptr || port == 0) {
-    return absl::UnavailableError(
-        absl::StrCat("cannot listen on ", address.ToString(), ": the port is in use, or not an address of this host"));
+    return absl::UnavailableError(absl::StrCat("cannot listen on ", address.ToString(),
+                                               ": the port is in use, or not an address of this host"));
   }
   address.port = static_cast<uint16_t>(port);
   std::printf("listening on %s\n", address.ToString().c_str());
@@ -207,13 +209,14 @@ absl::Status Worker::OnWelcome(const v1::Welcome& welcome) {
   if (!host_->has_model()) {
     const absl::Status status = host_->OpenModel(welcome.model_path());
     if (!status.ok()) {
-      return absl::Status(status.code(), absl::StrCat(status.message(),
-                                                      " (the coordinator's path; give this host's with --model)"));
+      return absl::Status(
+          status.code(),
+          absl::StrCat(status.message(), " (the coordinator's path; give this host's with --model)"));
     }
     if (host_->fingerprint() != welcome.model_fingerprint()) {
-      return absl::FailedPreconditionError(
-          absl::StrCat(welcome.model_path(), " on this host is another model than the coordinator's: fingerprint ",
-                       host_->fingerprint(), ", expected ", welcome.model_fingerprint()));
+      return absl::FailedPreconditionError(absl::StrCat(
+          welcome.model_path(), " on this host is another model than the coordinator's: fingerprint ",
+          host_->fingerprint(), ", expected ", welcome.model_fingerprint()));
     }
   }
   LogInfo("joined ", options_.coordinator, " as worker ", welcome.worker_id());
@@ -253,7 +256,8 @@ std::optional<absl::Status> Worker::Handle(v1::CoordinatorMessage message) {
       break;
     }
     case v1::CoordinatorMessage::kAssign:
-      if (!host_->has_model()) return absl::InternalError("the coordinator assigned a stage before its welcome");
+      if (!host_->has_model())
+        return absl::InternalError("the coordinator assigned a stage before its welcome");
       OnAssign(message.assign());
       break;
     case v1::CoordinatorMessage::kActivate:
@@ -274,8 +278,8 @@ absl::Status Worker::Loop() {
       if (std::optional<absl::Status> end = Handle(std::move(*message))) return *end;
     } else if (auto* closed = std::get_if<SessionClosed>(&*event)) {
       if (closed->status.ok()) return absl::UnavailableError("the coordinator ended the control stream");
-      return absl::Status(closed->status.code(), absl::StrCat("coordinator ", options_.coordinator, ": ",
-                                                              closed->status.message()));
+      return absl::Status(closed->status.code(),
+                          absl::StrCat("coordinator ", options_.coordinator, ": ", closed->status.message()));
     } else {
       LogInfo("stopping");
       v1::WorkerMessage goodbye;
@@ -314,33 +318,49 @@ absl::Status Worker::Run() {
 void WorkerFlags::DeclareLocal(OptionSet& set) {
   set.AddString("isa", &options.isa, "NAME", "instruction set of the kernels: auto, portable, avx2, avx512");
   set.AddBytes("kv-memory", &options.kv_memory_bytes, "most memory for a worker's KV cache");
-  set.AddDuration("join-timeout", &options.join_timeout, "how long a worker waits for the coordinator to answer");
+  set.AddDuration("join-timeout", &options.join_timeout,
+                  "how long a worker waits for the coordinator to answer");
 }
 
 void WorkerFlags::DeclareJoin(OptionSet& set) {
-  set.AddString("coordinator", &options.coordinator, "HOST:PORT", "the coordinator's --cluster-listen address");
-  set.AddString("listen", &options.listen, "HOST:PORT",
-                "where other workers send activations; default: this host's address towards the coordinator, any port");
+  set.AddString("coordinator", &options.coordinator, "HOST:PORT",
+                "the coordinator's --cluster-listen address");
+  set.AddString(
+      "listen", &options.listen, "HOST:PORT",
+      "where other workers send activations; default: this host's address towards the coordinator, any port");
   set.AddString("advertise", &options.advertise, "HOST",
                 "the name or address other workers use for this host; default: the one listened on");
-  set.AddString("model", &options.model, "PATH", "the model file on this host; default: the coordinator's path");
+  set.AddString("model", &options.model, "PATH",
+                "the model file on this host; default: the coordinator's path");
   set.AddInt("stage", &stage, -1, 1 << 20, "the stage to hold; -1: the first that is free");
-  set.AddString("join-secret-file", &options.join_secret_file, "FILE", "one line that coordinator and workers share");
+  set.AddString("join-secret-file", &options.join_secret_file, "FILE",
+                "one line that coordinator and workers share");
+}
+
+absl::Status WorkerFlags::CheckLocal() const {
+  const absl::Status isa = kernels::MakeCpuBackend(options.isa).status();
+  if (isa.ok()) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("--isa: ", isa.message()));
 }
 
 absl::StatusOr<WorkerOptions> WorkerFlags::Finish() const {
   WorkerOptions result = options;
   if (result.coordinator.empty()) return absl::InvalidArgumentError("--coordinator HOST:PORT is required");
   const absl::StatusOr<HostPort> address = ParseHostPort(result.coordinator);
-  if (!address.ok()) return absl::InvalidArgumentError(absl::StrCat("--coordinator: ", address.status().message()));
+  if (!address.ok())
+    return absl::InvalidArgumentError(absl::StrCat("--coordinator: ", address.status().message()));
   if (!result.listen.empty()) {
     const absl::StatusOr<HostPort> listen = ParseHostPort(result.listen);
-    if (!listen.ok()) return absl::InvalidArgumentError(absl::StrCat("--listen: ", listen.status().message()));
+    if (!listen.ok())
+      return absl::InvalidArgumentError(absl::StrCat("--listen: ", listen.status().message()));
   }
+  RETURN_IF_ERROR(CheckLocal());
   if (stage >= 0) result.stage = static_cast<uint32_t>(stage);
   return result;
 }
 
-absl::Status RunWorker(const WorkerOptions& options) { return Worker(options).Run(); }
+absl::Status RunWorker(const WorkerOptions& options) {
+  return Worker(options).Run();
+}
 
 }  // namespace millrace

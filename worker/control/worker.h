@@ -33,7 +33,8 @@ struct WorkerFlags {
   void DeclareLocal(OptionSet& set);
   // Flags of where to join, which mpirun's ranks learn from each other instead.
   void DeclareJoin(OptionSet& set);
-  // What the flags' own ranges do not say. INVALID_ARGUMENT.
+  // What the flags' own ranges do not say, of DeclareLocal's flags and of all. INVALID_ARGUMENT.
+  absl::Status CheckLocal() const;
   absl::StatusOr<WorkerOptions> Finish() const;
 };
 
