@@ -36,7 +36,7 @@ done
 launcher_of() {
   local pid
   pid=$(cat "$1/pid" 2>/dev/null) || return 1
-  tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null | grep -q 'mpirun\.sh' && printf '%s' "$pid"
+  { tr '\0' ' ' <"/proc/$pid/cmdline"; } 2>/dev/null | grep -q 'mpirun\.sh' && printf '%s' "$pid"
 }
 # stop_run FOLDER: ends the cluster that runs there and removes the folder.
 stop_run() {
