@@ -24,13 +24,15 @@ class CoordinatorSession::Stream final : public grpc::ClientBidiReactor<v1::Work
   Stream(const std::string& address, CoordinatorSessionCallbacks callbacks)
       : callbacks_(std::move(callbacks)), stub_(v1::Cluster::NewStub(MakeControlChannel(address))) {
     stub_->async()->Join(&context_, this);
+    // Send and Close start work from outside of gRPC's calls, and gRPC frees a stream without a hold before it says so.
+    AddHold();
     StartRead(&incoming_);
     StartCall();
   }
 
   bool Send(v1::WorkerMessage message) {
     MutexLock lock(&mutex_);
-    if (done_ || closing_ || queue_.size() >= kMaxQueued) return false;
+    if (ended_ || closing_ || queue_.size() >= kMaxQueued) return false;
     queue_.push_back(std::move(message));
     if (queue_.size() == 1) StartWrite(&queue_.front());
     return true;
@@ -38,7 +40,7 @@ class CoordinatorSession::Stream final : public grpc::ClientBidiReactor<v1::Work
 
   void Close() {
     MutexLock lock(&mutex_);
-    if (done_ || closing_) return;
+    if (ended_ || closing_) return;
     closing_ = true;
     if (queue_.empty()) StartWritesDone();
   }
@@ -61,7 +63,13 @@ class CoordinatorSession::Stream final : public grpc::ClientBidiReactor<v1::Work
   }
 
   void OnReadDone(bool ok) override {
-    if (!ok) return;
+    if (!ok) {
+      {
+        MutexLock lock(&mutex_);
+        ended_ = true;
+      }
+      return RemoveHold();
+    }
     callbacks_.on_message(std::move(incoming_));
     incoming_.Clear();
     StartRead(&incoming_);
@@ -83,6 +91,7 @@ class CoordinatorSession::Stream final : public grpc::ClientBidiReactor<v1::Work
   CondVar changed_;
   std::deque<v1::WorkerMessage> queue_ ABSL_GUARDED_BY(mutex_);
   bool closing_ ABSL_GUARDED_BY(mutex_) = false;
+  bool ended_ ABSL_GUARDED_BY(mutex_) = false;  // nothing may be started from outside any more
   bool done_ ABSL_GUARDED_BY(mutex_) = false;
 };
 
