@@ -125,7 +125,7 @@ absl::Duration Engine::WaitTime() const {
   const absl::Duration until = deadline == absl::InfiniteFuture()
                                    ? absl::InfiniteDuration()
                                    : std::max(deadline - options_.clock->Now(), absl::ZeroDuration());
-  return sink_->HasRoom() ? until : std::min(until, kSinkPoll);
+  return held_back_ ? std::min(until, kSinkPoll) : until;
 }
 
 void Engine::Handle(Event event, absl::Time now) {
@@ -180,10 +180,14 @@ void Engine::CountStamps(const HopMessage& message) {
 }
 
 void Engine::SendPlans() {
+  held_back_ = false;
   if (!ring_.has_value()) return;
-  while (sink_->HasRoom()) {
+  while (true) {
+    // Remembered, as there may be room by the time the engine goes to sleep, and then nothing would wake it.
+    held_back_ = !sink_->HasRoom();
+    if (held_back_) return;
     const std::optional<MicrobatchPlan> plan = scheduler_.PlanNext(options_.clock->Now());
-    if (!plan.has_value()) break;
+    if (!plan.has_value()) return;
     // A stage that cannot be reached is reported by the cluster; until then the plan counts as in flight.
     ring_->send_plan(ToWirePlan(ring_->epoch, *plan));
   }
