@@ -22,6 +22,7 @@
 #include "coordinator/cluster/placement.h"
 #include "coordinator/frontend/frontend.h"
 #include "coordinator/pipeline/engine.h"
+#include "grpc/health/v1/health.pb.h"
 #include "grpcpp/ext/proto_server_reflection_plugin.h"
 #include "grpcpp/grpcpp.h"
 #include "grpcpp/health_check_service_interface.h"
@@ -225,6 +226,8 @@ absl::Status Coordinator::BuildClusterServer(CoordinatorAddresses& addresses) {
 absl::StatusOr<CoordinatorAddresses> Coordinator::Listen() {
   grpc::EnableDefaultHealthCheckService(true);
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+  // Reflection describes what is linked; nothing else refers to the health service's messages.
+  grpc::health::v1::HealthCheckRequest::descriptor();
   CoordinatorAddresses addresses;
   const bool one_server = options_.cluster_listen.empty() || options_.cluster_listen == options_.listen;
   if (!one_server) RETURN_IF_ERROR(BuildClusterServer(addresses));

@@ -15,7 +15,7 @@ def _generate_protos():
     """Python code from proto/, as any client would make it; the harness imports it."""
     folder = tempfile.TemporaryDirectory(prefix="millrace-protos-")
     source = ROOT / "proto"
-    files = sorted(str(p.relative_to(source)) for p in source.rglob("*.proto"))
+    files = sorted(str(p.relative_to(source)) for p in (source / "millrace").rglob("*.proto"))
     subprocess.run([sys.executable, "-m", "grpc_tools.protoc", f"-I{source}", f"--python_out={folder.name}",
                     f"--grpc_python_out={folder.name}", *files], check=True, cwd=source)
     sys.path.insert(0, folder.name)

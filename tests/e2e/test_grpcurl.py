@@ -52,6 +52,8 @@ def test_describe(tiny_cluster, symbol, said):
 def test_health(tiny_cluster):
     checked = grpcurl("-d", '{"service": "millrace.v1.Inference"}', tiny_cluster.address, "grpc.health.v1.Health/Check")
     assert objects(checked.stdout) == [{"status": "SERVING"}], checked.stderr
+    described = grpcurl(tiny_cluster.address, "describe", "grpc.health.v1.Health")
+    assert "rpc Watch" in described.stdout, described.stderr
     unknown = grpcurl("-d", '{"service": "nobody"}', tiny_cluster.address, "grpc.health.v1.Health/Check")
     assert "NotFound" in unknown.stderr
 
@@ -63,7 +65,7 @@ def test_generate(tiny_cluster):
     assert ran.returncode == 0, ran.stderr
     events = objects(ran.stdout)
     assert "started" in events[0] and events[-1]["finished"]["reason"] == "FINISH_REASON_LENGTH"
-    ids = [token for event in events if "tokens" in event for token in event["tokens"].get("tokenIds", [])]
+    ids = [token for event in events if "tokens" in event for token in event["tokens"].get("token_ids", [])]
     assert ids == tiny_cluster.client.generate([11, 12], 5, harness.GREEDY, {"ignore_eos": True}).ids
 
 
