@@ -1,0 +1,136 @@
+// What the flags of the programs mean together.
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "common/options.h"
+#include "coordinator/coordinator.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "worker/control/worker.h"
+
+namespace millrace {
+namespace {
+
+using ::testing::HasSubstr;
+
+absl::StatusOr<CoordinatorOptions> ParseCoordinator(const std::vector<std::string>& args, bool with_secret = true) {
+  CoordinatorFlags flags;
+  OptionSet set("prog", "", "");
+  flags.Declare(set, with_secret);
+  const absl::Status status = set.Parse(args, nullptr).status();
+  if (!status.ok()) return status;
+  return flags.Finish();
+}
+
+absl::StatusOr<WorkerOptions> ParseWorker(const std::vector<std::string>& args) {
+  WorkerFlags flags;
+  OptionSet set("prog", "", "");
+  flags.DeclareJoin(set);
+  flags.DeclareLocal(set);
+  const absl::Status status = set.Parse(args, nullptr).status();
+  if (!status.ok()) return status;
+  return flags.Finish();
+}
+
+TEST(CoordinatorFlagsTest, HasDefaultsForAllButTheModel) {
+  const auto options = ParseCoordinator({"--model", "m.gguf"});
+  ASSERT_TRUE(options.ok()) << options.status();
+  EXPECT_EQ(options->model, "m.gguf");
+  EXPECT_EQ(options->stages, 1u);
+  EXPECT_EQ(options->max_in_flight, 2u);
+  EXPECT_EQ(options->max_rows, 128u);
+  EXPECT_EQ(options->block_tokens, 16u);
+  EXPECT_EQ(options->listen, "127.0.0.1:50051");
+  EXPECT_EQ(options->cluster_listen, "");
+}
+
+TEST(CoordinatorFlagsTest, TakesEveryNumber) {
+  const auto options = ParseCoordinator(
+      {"--model", "m", "--stages", "3", "--max-in-flight", "5", "--max-rows", "64", "--kv-block-tokens", "32",
+       "--context", "77", "--max-running", "9", "--max-queued", "10", "--max-input", "2MiB", "--grace", "3",
+       "--worker-timeout", "4s", "--cluster-listen", "0.0.0.0:1", "--join-secret-file", "s"});
+  ASSERT_TRUE(options.ok()) << options.status();
+  EXPECT_EQ(options->stages, 3u);
+  EXPECT_EQ(options->max_in_flight, 5u);
+  EXPECT_EQ(options->max_rows, 64u);
+  EXPECT_EQ(options->block_tokens, 32u);
+  EXPECT_EQ(options->context_tokens, 77u);
+  EXPECT_EQ(options->max_running, 9u);
+  EXPECT_EQ(options->max_queued, 10u);
+  EXPECT_EQ(options->max_input_bytes, uint64_t{2} << 20);
+  EXPECT_EQ(options->grace, absl::Seconds(3));
+  EXPECT_EQ(options->worker_timeout, absl::Seconds(4));
+  EXPECT_EQ(options->cluster_listen, "0.0.0.0:1");
+  EXPECT_EQ(options->join_secret_file, "s");
+}
+
+TEST(CoordinatorFlagsTest, TakesTheStagesFromTheLayers) {
+  const auto options = ParseCoordinator({"--model", "m", "--layers", "10,11,9"});
+  ASSERT_TRUE(options.ok()) << options.status();
+  EXPECT_EQ(options->stages, 3u);
+  EXPECT_EQ(options->max_in_flight, 4u);
+  EXPECT_EQ(ParseCoordinator({"--model", "m", "--layers", "10,11", "--stages", "3"})->stages, 3u);
+}
+
+TEST(CoordinatorFlagsTest, RefusesWhatDoesNotFitTogether) {
+  const std::vector<std::pair<std::vector<std::string>, std::string>> cases = {
+      {{"--stages", "1"}, "--model PATH is required"},
+      {{"--model", "m", "--listen", "50051"}, "--listen: '50051' is not HOST:PORT"},
+      {{"--model", "m", "--listen", ""}, "--listen: ''"},
+      {{"--model", "m", "--cluster-listen", "x"}, "--cluster-listen: 'x'"},
+      {{"--model", "m", "--kv-block-tokens", "24"}, "--kv-block-tokens: 24 is not a multiple of 16"},
+      {{"--model", "m", "--worker-timeout", "999ms"}, "--worker-timeout: at least 1s"},
+      {{"--model", "m", "--max-input", "65MiB"}, "--max-input: at most 64MiB"},
+      {{"--model", "m", "--stages", "4", "--max-in-flight", "3"}, "--max-in-flight: 3 leaves stages idle"},
+      {{"--model", "m", "--max-rows", "0"}, "--max-rows: '0'"},
+  };
+  for (const auto& [args, why] : cases) {
+    const absl::Status status = ParseCoordinator(args).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << why;
+    EXPECT_THAT(std::string(status.message()), HasSubstr(why));
+  }
+}
+
+TEST(CoordinatorFlagsTest, HasNoSecretFileUnderMpi) {
+  EXPECT_EQ(ParseCoordinator({"--model", "m", "--join-secret-file", "s"}, false).status().code(),
+            absl::StatusCode::kInvalidArgument);
+}
+
+TEST(WorkerFlagsTest, TakesEveryFlag) {
+  const auto options =
+      ParseWorker({"--coordinator", "c:1", "--listen", "0.0.0.0:0", "--advertise", "me", "--model", "m", "--stage", "2",
+                   "--join-secret-file", "s", "--isa", "avx2", "--kv-memory", "3GiB", "--join-timeout", "5"});
+  ASSERT_TRUE(options.ok()) << options.status();
+  EXPECT_EQ(options->coordinator, "c:1");
+  EXPECT_EQ(options->listen, "0.0.0.0:0");
+  EXPECT_EQ(options->advertise, "me");
+  EXPECT_EQ(options->model, "m");
+  EXPECT_EQ(options->stage, std::optional<uint32_t>(2));
+  EXPECT_EQ(options->join_secret_file, "s");
+  EXPECT_EQ(options->isa, "avx2");
+  EXPECT_EQ(options->kv_memory_bytes, uint64_t{3} << 30);
+  EXPECT_EQ(options->join_timeout, absl::Seconds(5));
+}
+
+TEST(WorkerFlagsTest, TakesAnyStageUnlessOneIsNamed) {
+  EXPECT_FALSE(ParseWorker({"--coordinator", "c:1"})->stage.has_value());
+  EXPECT_EQ(ParseWorker({"--coordinator", "c:1", "--stage", "0"})->stage, std::optional<uint32_t>(0));
+}
+
+TEST(WorkerFlagsTest, RefusesWrongAddresses) {
+  const std::vector<std::pair<std::vector<std::string>, std::string>> cases = {
+      {{}, "--coordinator HOST:PORT is required"},
+      {{"--coordinator", "c"}, "--coordinator: 'c' is not HOST:PORT"},
+      {{"--coordinator", "c:1", "--listen", "here"}, "--listen: 'here' is not HOST:PORT"},
+      {{"--coordinator", "c:1", "--stage", "-2"}, "--stage: '-2'"},
+  };
+  for (const auto& [args, why] : cases) {
+    const absl::Status status = ParseWorker(args).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << why;
+    EXPECT_THAT(std::string(status.message()), HasSubstr(why));
+  }
+}
+
+}  // namespace
+}  // namespace millrace
