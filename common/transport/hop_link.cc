@@ -37,7 +37,7 @@ class HopLink::Stream final : public grpc::ClientBidiReactor<grpc::ByteBuffer, g
   absl::Status WaitConnected(absl::Duration timeout) {
     const absl::Time deadline = Clock::Steady().Now() + timeout;
     MutexLock lock(&mutex_);
-    while (!connected_ && !done_) {
+    while (!connected_ && status_.ok()) {
       const absl::Duration left = deadline - Clock::Steady().Now();
       if (left <= absl::ZeroDuration()) {
         return absl::UnavailableError(
@@ -45,7 +45,7 @@ class HopLink::Stream final : public grpc::ClientBidiReactor<grpc::ByteBuffer, g
       }
       changed_.WaitFor(&mutex_, left);
     }
-    return done_ ? status_ : absl::OkStatus();
+    return status_;
   }
 
   bool Send(HopMessage message) {
@@ -89,7 +89,7 @@ class HopLink::Stream final : public grpc::ClientBidiReactor<grpc::ByteBuffer, g
       MutexLock lock(&mutex_);
       ended_ = true;
     }
-    context_.TryCancel();
+    // Not cancelled: that could replace the receiver's status, which says why.
     RemoveHold();
   }
 
@@ -105,6 +105,7 @@ class HopLink::Stream final : public grpc::ClientBidiReactor<grpc::ByteBuffer, g
       MutexLock lock(&mutex_);
       status_ = reason;
       report = !closing_;
+      changed_.NotifyAll();
     }
     if (report && options_.on_broken) options_.on_broken(reason);
     MutexLock lock(&mutex_);
