@@ -19,7 +19,7 @@ bin=$root/build/bin
 runs=$(cache_dir)/run
 
 workers=2 keep=0 stop=0
-question="What is a water mill, and what is a mill race?"
+question="What is gravity?"
 while [ $# -gt 0 ]; do
   case "$1" in
     --workers) [ $# -ge 2 ] || usage_error "--workers needs a number"; workers=$2; shift 2 ;;
@@ -126,7 +126,7 @@ printf '\n' >&2
 python=$(find_python) || die "no Python 3: run deploy/install_packages.sh"
 report=("$python" "$here/quickstart_report.py")
 # In the background, so that Ctrl-C is handled at once.
-("$bin/millrace" chat --server "$server" --json --max-tokens 160 --temperature 0 "$question" </dev/null |
+("$bin/millrace" chat --server "$server" --json --max-tokens 100 --temperature 0 "$question" </dev/null |
   "${report[@]}" stream "$run/finished.json") &
 answering=$!
 wait "$answering" || fail_start "the question was not answered"

@@ -40,7 +40,7 @@ def test_a_second_run_takes_less_than_15_seconds(environment):
     assert [int(number) for number, _ in steps] == list(range(1, len(steps) + 1)) and {of for _, of in steps} == {str(len(steps))}
     assert "mpirun" in err
     # The answer, then the table.
-    assert re.search(r"\bwater\b", out, re.IGNORECASE)
+    assert re.search(r"\bgravity\b", out, re.IGNORECASE)
     assert re.search(r"^ *stage +layers +weights", out, re.MULTILINE)
     for stage in (0, 1):
         assert re.search(rf"^ *{stage} +\d+-\d+ \(\d+\) +\d+ MiB +\d+ MiB +\d+ MiB +\d+ %", out, re.MULTILINE), out
