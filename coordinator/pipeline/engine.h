@@ -101,7 +101,7 @@ class Engine final : public EnginePort {
   // Thread: engine.
   Scheduler scheduler_;
   std::optional<RingConnection> ring_;
-  bool held_back_ = false;  // the sink had no room when plans were last asked for
+  bool held_back_ = false;                  // the sink had no room when plans were last asked for
   absl::Duration active_;                   // of this epoch, with a microbatch in flight
   std::optional<absl::Time> active_since_;  // set while one is
 

@@ -23,7 +23,9 @@ std::unique_ptr<grpc::Server> Serve(const std::vector<grpc::Service*>& services,
   return server;
 }
 
-void ShutDown(grpc::Server& server) { server.Shutdown(std::chrono::system_clock::now()); }
+void ShutDown(grpc::Server& server) {
+  server.Shutdown(std::chrono::system_clock::now());
+}
 
 }  // namespace
 
@@ -71,7 +73,9 @@ TestCoordinator::TestCoordinator(const Options& options) {
   engine.scheduler.context_tokens = options.context_tokens;
   engine.scheduler.max_rows = 64;
   engine.scheduler.end_tokens = {kTinyImEnd};
-  engine.on_ring_fault = [this](Epoch epoch, absl::Status why) { controller_->ReportRingFault(epoch, std::move(why)); };
+  engine.on_ring_fault = [this](Epoch epoch, absl::Status why) {
+    controller_->ReportRingFault(epoch, std::move(why));
+  };
   engine_ = std::make_unique<Engine>(std::move(engine), &sink_);
   ClusterControllerOptions cluster;
   cluster.cluster.version = kClusterVersion;

@@ -1,11 +1,12 @@
 // Coordinator and workers over real gRPC: joining, serving, losing a worker, refusing one.
+#include "tests/integration/in_process_cluster.h"
+
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <random>
 
 #include "common/error_reason.h"
-#include "tests/integration/in_process_cluster.h"
 
 namespace millrace::testing {
 namespace {
@@ -107,10 +108,11 @@ class InProcessClusterTest : public ::testing::Test {
   }
 
   // Opens a control stream, says these, and expects it to be ended.
-  void ExpectRefused(const std::vector<v1::WorkerMessage>& messages, absl::StatusCode code, const std::string& why) {
+  void ExpectRefused(const std::vector<v1::WorkerMessage>& messages, absl::StatusCode code,
+                     const std::string& why) {
     BoundedQueue<absl::Status> closed(1);
-    CoordinatorSession session(coordinator_->address(),
-                               {[](v1::CoordinatorMessage) {}, [&](absl::Status status) { closed.Push(status); }});
+    CoordinatorSession session(coordinator_->address(), {[](v1::CoordinatorMessage) {},
+                                                         [&](absl::Status status) { closed.Push(status); }});
     for (const v1::WorkerMessage& message : messages) session.Send(message);
     const std::optional<absl::Status> status = closed.Pop(kPatience);
     ASSERT_TRUE(status.has_value());
@@ -214,8 +216,10 @@ TEST_F(InProcessClusterTest, RefusesWorkersThatDoNotBelong) {
   ExpectRefused({hello}, absl::StatusCode::kPermissionDenied, "wrong join secret");
   hello = MakeHello(fingerprint_);
   hello.mutable_hello()->set_version("test2");
-  ExpectRefused({hello}, absl::StatusCode::kFailedPrecondition, "the worker is Millrace test2, the coordinator test");
-  ExpectRefused({MakeHello("0123")}, absl::StatusCode::kFailedPrecondition, "another model: fingerprint 0123");
+  ExpectRefused({hello}, absl::StatusCode::kFailedPrecondition,
+                "the worker is Millrace test2, the coordinator test");
+  ExpectRefused({MakeHello("0123")}, absl::StatusCode::kFailedPrecondition,
+                "another model: fingerprint 0123");
   hello = MakeHello(fingerprint_);
   hello.mutable_hello()->set_stage(2);
   ExpectRefused({hello}, absl::StatusCode::kInvalidArgument, "there is no stage 2");
@@ -237,10 +241,11 @@ TEST_F(InProcessClusterTest, RefusesAWorkerThatLoadedAnotherModel) {
   Start({5});
   BoundedQueue<absl::Status> closed(1);
   BoundedQueue<uint64_t> assigned(1);
-  CoordinatorSession session(
-      coordinator_->address(),
-      {[&](v1::CoordinatorMessage message) { if (message.has_assign()) assigned.Push(message.assign().epoch()); },
-       [&](absl::Status status) { closed.Push(status); }});
+  CoordinatorSession session(coordinator_->address(), {[&](v1::CoordinatorMessage message) {
+                                                         if (message.has_assign())
+                                                           assigned.Push(message.assign().epoch());
+                                                       },
+                                                       [&](absl::Status status) { closed.Push(status); }});
   session.Send(MakeHello(""));
   const std::optional<uint64_t> epoch = assigned.Pop(kPatience);
   ASSERT_TRUE(epoch.has_value());

@@ -19,12 +19,14 @@ constexpr size_t kMaxQueued = 1024;
 }  // namespace
 
 // One write is outstanding at a time; the rest waits in the queue.
-class CoordinatorSession::Stream final : public grpc::ClientBidiReactor<v1::WorkerMessage, v1::CoordinatorMessage> {
+class CoordinatorSession::Stream final
+    : public grpc::ClientBidiReactor<v1::WorkerMessage, v1::CoordinatorMessage> {
  public:
   Stream(const std::string& address, CoordinatorSessionCallbacks callbacks)
       : callbacks_(std::move(callbacks)), stub_(v1::Cluster::NewStub(MakeControlChannel(address))) {
     stub_->async()->Join(&context_, this);
-    // Send and Close start work from outside of gRPC's calls, and gRPC frees a stream without a hold before it says so.
+    // Send and Close start work from outside of gRPC's calls, and gRPC frees a stream without a hold before
+    // it says so.
     AddHold();
     StartRead(&incoming_);
     StartCall();
@@ -98,10 +100,16 @@ class CoordinatorSession::Stream final : public grpc::ClientBidiReactor<v1::Work
 CoordinatorSession::CoordinatorSession(const std::string& address, CoordinatorSessionCallbacks callbacks)
     : stream_(std::make_unique<Stream>(address, std::move(callbacks))) {}
 
-CoordinatorSession::~CoordinatorSession() { stream_->CancelAndAwait(); }
+CoordinatorSession::~CoordinatorSession() {
+  stream_->CancelAndAwait();
+}
 
-bool CoordinatorSession::Send(v1::WorkerMessage message) { return stream_->Send(std::move(message)); }
-void CoordinatorSession::Close() { stream_->Close(); }
+bool CoordinatorSession::Send(v1::WorkerMessage message) {
+  return stream_->Send(std::move(message));
+}
+void CoordinatorSession::Close() {
+  stream_->Close();
+}
 
 absl::Status WaitForCoordinator(const std::string& address, absl::Duration timeout,
                                 const std::function<bool(absl::Duration)>& keep_waiting) {
@@ -110,9 +118,10 @@ absl::Status WaitForCoordinator(const std::string& address, absl::Duration timeo
   while (!channel->WaitForConnected(std::chrono::system_clock::now() + std::chrono::seconds(1))) {
     const absl::Duration waited = Clock::Steady().Now() - begin;
     if (waited >= timeout) {
-      return absl::UnavailableError(absl::StrCat("no coordinator answers at ", address, " after ",
-                                                 absl::FormatDuration(absl::Trunc(waited, absl::Seconds(1))),
-                                                 "; is it running, and is this its --cluster-listen address?"));
+      return absl::UnavailableError(
+          absl::StrCat("no coordinator answers at ", address, " after ",
+                       absl::FormatDuration(absl::Trunc(waited, absl::Seconds(1))),
+                       "; is it running, and is this its --cluster-listen address?"));
     }
     if (!keep_waiting(waited)) return absl::CancelledError("stopped");
   }

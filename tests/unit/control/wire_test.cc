@@ -106,7 +106,8 @@ TEST(PlanWireTest, TellsAbsentOptionsFromZeroes) {
 }
 
 TEST(PlanWireTest, RefusesPlansOfTheWrongSize) {
-  EXPECT_EQ(ToStageBatch(ToWirePlan(Epoch(1), FullPlan()), 3).status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(ToStageBatch(ToWirePlan(Epoch(1), FullPlan()), 3).status().code(),
+            absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(ToStageBatch(v1::Plan(), 3).status().code(), absl::StatusCode::kInvalidArgument);
   v1::Plan rowless;
   rowless.add_segments();
@@ -133,7 +134,9 @@ class ResultWireTest : public ::testing::Test {
     output.results = std::move(results);
     return output;
   }
-  HopMessage Message(std::vector<SequenceResult> results) { return ToHopMessage(Output(std::move(results)), pool_); }
+  HopMessage Message(std::vector<SequenceResult> results) {
+    return ToHopMessage(Output(std::move(results)), pool_);
+  }
 
   HopMessage Raw(const std::string& bytes) {
     HopMessage message;
@@ -203,7 +206,8 @@ TEST_F(ResultWireTest, CopiesActivationsBitByBit) {
 }
 
 TEST_F(ResultWireTest, RefusesWhatIsNoResult) {
-  for (const std::string& bytes : {std::string("\xff\xff\xff"), std::string("\x0a\x7f"), std::string("\x0a")}) {
+  for (const std::string& bytes :
+       {std::string("\xff\xff\xff"), std::string("\x0a\x7f"), std::string("\x0a")}) {
     EXPECT_EQ(ParseResult(Raw(bytes)).status().code(), absl::StatusCode::kInternal) << bytes;
   }
   HopMessage empty = Raw("");
@@ -219,7 +223,8 @@ TEST_F(ResultWireTest, RefusesNumbersThatAreNoLogProbabilities) {
     prompt.prompt_logprobs = {{1, -1, {}}, {2, bad, {}}};
     prompt_top.prompt_logprobs = {{1, -1, {{2, bad}}}};
     for (const SequenceResult& result : {chosen, top, prompt, prompt_top}) {
-      EXPECT_EQ(ParseResult(Message({SequenceResult(), result})).status().code(), absl::StatusCode::kInternal) << bad;
+      EXPECT_EQ(ParseResult(Message({SequenceResult(), result})).status().code(), absl::StatusCode::kInternal)
+          << bad;
     }
   }
 }
@@ -233,7 +238,8 @@ TEST_F(ResultWireTest, RefusesTooManyAlternatives) {
   EXPECT_EQ(ParseResult(Message({result})).status().code(), absl::StatusCode::kInternal);
 }
 
-// Rows of their own that bring all that a row can, with numbers that take the most bytes; and one segment of all rows.
+// Rows of their own that bring all that a row can, with numbers that take the most bytes; and one segment of
+// all rows.
 TEST_F(ResultWireTest, IsNeverLargerThanItsBound) {
   TokenLogprobs largest{UINT32_MAX, -1.5f, {}};
   for (int i = 0; i < kMaxLogprobs; ++i) largest.top.emplace_back(UINT32_MAX, -1.5f);

@@ -14,7 +14,8 @@ namespace {
 
 using ::testing::HasSubstr;
 
-absl::StatusOr<CoordinatorOptions> ParseCoordinator(const std::vector<std::string>& args, bool with_secret = true) {
+absl::StatusOr<CoordinatorOptions> ParseCoordinator(const std::vector<std::string>& args,
+                                                    bool with_secret = true) {
   CoordinatorFlags flags;
   OptionSet set("prog", "", "");
   flags.Declare(set, with_secret);
@@ -46,10 +47,32 @@ TEST(CoordinatorFlagsTest, HasDefaultsForAllButTheModel) {
 }
 
 TEST(CoordinatorFlagsTest, TakesEveryNumber) {
-  const auto options = ParseCoordinator(
-      {"--model", "m", "--stages", "3", "--max-in-flight", "5", "--max-rows", "64", "--kv-block-tokens", "32",
-       "--context", "77", "--max-running", "9", "--max-queued", "10", "--max-input", "2MiB", "--grace", "3",
-       "--worker-timeout", "4s", "--cluster-listen", "0.0.0.0:1", "--join-secret-file", "s"});
+  const auto options = ParseCoordinator({"--model",
+                                         "m",
+                                         "--stages",
+                                         "3",
+                                         "--max-in-flight",
+                                         "5",
+                                         "--max-rows",
+                                         "64",
+                                         "--kv-block-tokens",
+                                         "32",
+                                         "--context",
+                                         "77",
+                                         "--max-running",
+                                         "9",
+                                         "--max-queued",
+                                         "10",
+                                         "--max-input",
+                                         "2MiB",
+                                         "--grace",
+                                         "3",
+                                         "--worker-timeout",
+                                         "4s",
+                                         "--cluster-listen",
+                                         "0.0.0.0:1",
+                                         "--join-secret-file",
+                                         "s"});
   ASSERT_TRUE(options.ok()) << options.status();
   EXPECT_EQ(options->stages, 3u);
   EXPECT_EQ(options->max_in_flight, 5u);
@@ -98,9 +121,9 @@ TEST(CoordinatorFlagsTest, HasNoSecretFileUnderMpi) {
 }
 
 TEST(WorkerFlagsTest, TakesEveryFlag) {
-  const auto options =
-      ParseWorker({"--coordinator", "c:1", "--listen", "0.0.0.0:0", "--advertise", "me", "--model", "m", "--stage", "2",
-                   "--join-secret-file", "s", "--isa", "avx2", "--kv-memory", "3GiB", "--join-timeout", "5"});
+  const auto options = ParseWorker({"--coordinator", "c:1", "--listen", "0.0.0.0:0", "--advertise", "me",
+                                    "--model", "m", "--stage", "2", "--join-secret-file", "s", "--isa",
+                                    "avx2", "--kv-memory", "3GiB", "--join-timeout", "5"});
   ASSERT_TRUE(options.ok()) << options.status();
   EXPECT_EQ(options->coordinator, "c:1");
   EXPECT_EQ(options->listen, "0.0.0.0:0");

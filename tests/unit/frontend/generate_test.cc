@@ -340,6 +340,13 @@ TEST_F(GenerateTest, EndsASequenceWhosePipelineInventsTokens) {
         {TokenReady{id, in_logprobs ? 5 : bad, TokenLogprobs{5, -1, {{in_logprobs ? bad : 5, -1.0f}}}}});
     const FakeEngine::Cancelled cancel = engine_.NextCancel();
     EXPECT_EQ(cancel.id, id);
+    // An Abort does not make the engine cancel it again. The text thread takes it before the next request.
+    EXPECT_THAT(Abort({}, /*all=*/true), testing::SizeIs(1));
+    SequenceId next;
+    const auto after = Submitted(TextRequest("hello"), &next);
+    EXPECT_EQ(engine_.cancels_left(), 0u);
+    engine_.Finish(next, FinishReason::kLength, 0);
+    EXPECT_TRUE(after->Rest().status.ok());
     engine_.Fail(id, cancel.why);
     const Outcome outcome = call->Rest();
     EXPECT_EQ(outcome.status.error_code(), grpc::StatusCode::INTERNAL);

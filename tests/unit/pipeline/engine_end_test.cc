@@ -65,7 +65,8 @@ class EngineFaultTest : public EngineTest {
     Submit(Request(1, 100));
     ASSERT_TRUE(engine_->Returned(answer(NextPlan())));
     const SequenceFinished finished = ExpectFinished(1, absl::StatusCode::kUnavailable);
-    EXPECT_THAT(std::string(finished.status.message()), HasSubstr("the pipeline gave a result that cannot be: "));
+    EXPECT_THAT(std::string(finished.status.message()),
+                HasSubstr("the pipeline gave a result that cannot be: "));
     EXPECT_THAT(std::string(finished.status.message()), HasSubstr(why));
     EXPECT_EQ(faults_.Pop(kPatience), Epoch(3));
     Submit(Request(2));
@@ -82,7 +83,8 @@ class EngineFaultTest : public EngineTest {
 };
 
 TEST_F(EngineFaultTest, GivesTheRingUpOverBytesThatAreNoResult) {
-  ExpectFault([this](const v1::Plan& plan) { return ResultMessage(plan, "\xff\xff"); }, "microbatch 1: not a result");
+  ExpectFault([this](const v1::Plan& plan) { return ResultMessage(plan, "\xff\xff"); },
+              "microbatch 1: not a result");
 }
 
 TEST_F(EngineFaultTest, GivesTheRingUpOverActivations) {
@@ -124,7 +126,8 @@ TEST_F(EngineFaultTest, GivesTheRingUpOverATokenOutsideTheVocabulary) {
   EngineOptions options = Options();
   options.vocabulary_size = 320;
   Make(std::move(options));
-  ExpectFault([this](const v1::Plan& plan) { return Answer(plan, 320); }, "a token outside the vocabulary of 320");
+  ExpectFault([this](const v1::Plan& plan) { return Answer(plan, 320); },
+              "a token outside the vocabulary of 320");
 }
 
 TEST_F(EngineTest, EndsEveryRequestWhenItStops) {

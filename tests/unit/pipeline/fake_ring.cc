@@ -5,9 +5,13 @@
 
 namespace millrace::testing {
 
-EngineTest::EngineTest() { Make(Options()); }
+EngineTest::EngineTest() {
+  Make(Options());
+}
 
-EngineTest::~EngineTest() { engine_->Stop(); }
+EngineTest::~EngineTest() {
+  engine_->Stop();
+}
 
 EngineOptions EngineTest::Options() {
   EngineOptions options;

@@ -52,7 +52,9 @@ class EngineTest : public ::testing::Test {
   // What the last stage would answer: `token` for each segment that samples.
   HopMessage Answer(const v1::Plan& plan, TokenId token = 50);
   HopMessage ResultMessage(const v1::Plan& plan, const std::string& payload);
-  void Return(const v1::Plan& plan, TokenId token = 50) { ASSERT_TRUE(engine_->Returned(Answer(plan, token))); }
+  void Return(const v1::Plan& plan, TokenId token = 50) {
+    ASSERT_TRUE(engine_->Returned(Answer(plan, token)));
+  }
 
   void ExpectToken(uint64_t id, TokenId token);
   SequenceFinished ExpectFinished(uint64_t id, absl::StatusCode code);
