@@ -118,7 +118,7 @@ kill_all() {
   for rank in $ranks; do kill -KILL "$rank" 2>/dev/null; done
 }
 
-rank0='' asked=0 killed=0 deadline=0 seen_signals=0 listened=0
+rank0='' asked=0 killed=0 gone=0 deadline=0 seen_signals=0 listened=0
 while running; do
   [ "$listened" = 1 ] || [ ! -s "$status" ] || listened=1
   if [ -z "$rank0" ] && [ "$SECONDS" -lt 30 ]; then rank0=$(find_rank0); fi
@@ -135,9 +135,14 @@ while running; do
     deadline=$((SECONDS + grace))
     say "mpirun.sh: asking the coordinator (process $rank0) to stop; once more kills"
     kill -TERM "$rank0" 2>/dev/null
-  elif [ -n "$rank0" ] && [ "$deadline" = 0 ] && ! alive "$rank0"; then
-    # Without a coordinator the workers leave by themselves.
-    deadline=$((SECONDS + 10))
+  elif [ -n "$rank0" ] && [ "$gone" = 0 ] && ! alive "$rank0"; then
+    # Workers that had joined leave when the coordinator does; those that still wait for it, or for MPI, need not.
+    gone=1
+    deadline=$((SECONDS + 3))
+  fi
+  if [ "$gone" = 1 ] && [ "$SECONDS" -ge "$deadline" ]; then
+    kill_all
+    break
   fi
   if [ "$deadline" -gt 0 ] && [ "$SECONDS" -ge "$deadline" ]; then
     say "mpirun.sh: processes are still there after the grace time: killing them"
@@ -152,6 +157,7 @@ code=$?
 
 # mpirun --enable-recovery answers 0 whatever its ranks did. The coordinator writes its status file once it listens and
 # removes it when it ends in order.
+[ "$gone" = 0 ] || code=0
 if [ "$killed" = 1 ]; then
   code=137
 elif [ "$code" = 0 ] && [ -n "$status" ]; then

@@ -63,4 +63,7 @@ def table(finished_path):
 
 
 if __name__ == "__main__":
-    {"stream": stream, "table": table}[sys.argv[1]](sys.argv[2])
+    try:
+        {"stream": stream, "table": table}[sys.argv[1]](sys.argv[2])
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -121,6 +121,24 @@ def test_sigterm_to_the_script_lets_a_running_request_finish(start):
     cluster.assert_nothing_left()
 
 
+def test_sigterm_before_the_workers_have_joined(start):
+    """Whatever the ranks were doing when the coordinator was stopped, none of them stays."""
+    cluster = start(np=3)
+    cluster.addresses()
+    assert cluster.script.stop() == 0, cluster.script.tail(60)
+    cluster.assert_nothing_left()
+
+
+def test_a_killed_coordinator_ends_the_job(start):
+    cluster = start(np=3)
+    client = cluster.client()
+    os.kill(cluster.rank_pid(0), signal.SIGKILL)
+    assert cluster.script.wait(20) == 1, cluster.script.tail(60)
+    assert "died" in cluster.script.err
+    client.close()
+    cluster.assert_nothing_left()
+
+
 def test_a_killed_worker_can_be_replaced_by_hand(start, logs):
     cluster = start(np=3)
     client = cluster.client()
