@@ -132,7 +132,7 @@ absl::StatusOr<Value> Runtime::Repeat(const Value& sequence, int64_t count) {
   if (const Text* text = sequence.text()) {
     Text repeated;
     if (text->empty()) count = 0;
-    RETURN_IF_ERROR(Step(std::min(count, kMaxSteps + 1)));
+    RETURN_IF_ERROR(Work(std::min(static_cast<size_t>(count), kMaxTextBytes + 1), 2));
     for (int64_t i = 0; i < count && !repeated.too_long(); ++i) repeated.Append(*text);
     return MakeText(std::move(repeated));
   }

@@ -134,7 +134,7 @@ absl::StatusOr<int64_t> Runtime::Length(const Value& value) {
   if (const Dict* dict = value.dict()) return static_cast<int64_t>(dict->items.size());
   const Text* text = value.text();
   if (text == nullptr) return WrongType(value, "something with a length");
-  RETURN_IF_ERROR(ChargeText(value));
+  RETURN_IF_ERROR(WorkOn(*text, 4));
   int64_t count = 0;
   for (size_t p = 0; p < text->size(); p += DecodeCharacter(text->bytes(), p).size) ++count;
   return count;

@@ -17,7 +17,7 @@
 namespace millrace::jinja {
 
 inline constexpr int64_t kMaxSteps = 1'000'000;        // evaluated nodes, visited elements
-inline constexpr int64_t kMaxWorkBytes = 512ll << 20;  // bytes of strings copied, or scanned as dearly
+inline constexpr int64_t kMaxWorkBytes = 256ll << 20;  // bytes of strings copied, or scanned as dearly
 inline constexpr int64_t kMaxLiveBytes = 128ll
                                          << 20;  // strings alive plus every list, dictionary, scope made
 inline constexpr int64_t kMaxRange = 100'000;    // as jinja2's sandbox

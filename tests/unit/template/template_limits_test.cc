@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -130,6 +131,24 @@ TEST(TemplateLimitTest, EndsStringsThatGrowTooLarge) {
   };
   for (const std::string& source : sources) {
     EXPECT_EQ(RenderStatus(source).code(), absl::StatusCode::kResourceExhausted) << source.substr(0, 120);
+  }
+}
+
+TEST(TemplateLimitTest, SaysWhichLimitWasHit) {
+  const std::string large = "{% set a = 'x' * 8000000 %}{% set l = [] %}{% for i in range(100) %}";
+  const std::pair<std::string, std::string> rows[] = {
+      {"{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}",
+       "over 1000000 steps"},
+      {large + "{% set b = a ~ 'y' %}{% endfor %}", "over 268435456 bytes of text worked on"},
+      {large + "{% set _ = l.append(a + 'y') %}{% endfor %}", "over 134217728 bytes of memory"},
+      {"{{ 'xx' * 10000000 }}", "a text over 16777216 bytes"},
+      {"{% set a = 'x' * 9000000 %}{{ a }}", "9000000 bytes of output, limit 8388608"},
+      {"{% macro f(n) %}{{ f(n + 1) }}{% endmacro %}{{ f(0) }}", "nested more than 250 levels deep"},
+  };
+  for (const auto& [source, says] : rows) {
+    const absl::Status status = RenderStatus(source);
+    EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted) << source;
+    EXPECT_THAT(std::string(status.message()), HasSubstr(says)) << source;
   }
 }
 
