@@ -62,7 +62,11 @@ Text MapCharacters(const Text& text, FormOf form_of) {
 
 size_t FindBytes(absl::string_view text, absl::string_view part, size_t begin) {
   if (begin > text.size()) return absl::string_view::npos;
-  const void* found = memmem(text.data() + begin, text.size() - begin, part.data(), part.size());
+  const char* from = text.data() + begin;
+  const size_t left = text.size() - begin;
+  // Texts are split and replaced at single bytes most: memchr has no set-up to pay at every match.
+  const void* found =
+      part.size() == 1 ? std::memchr(from, part[0], left) : memmem(from, left, part.data(), part.size());
   if (found == nullptr) return absl::string_view::npos;
   return static_cast<size_t>(static_cast<const char*>(found) - text.data());
 }
