@@ -18,6 +18,7 @@ struct StageStamp {
   int64_t started_ns = 0;   // computing began
   int64_t ended_ns = 0;     // computing ended
   int64_t sent_ns = 0;      // the output was handed to the link
+  int64_t cpu_ns = 0;       // CPU time of the compute thread from started to ended; less than that: preempted
 };
 
 enum class HopKind : uint32_t {

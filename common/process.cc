@@ -6,6 +6,7 @@
 #include <sys/eventfd.h>
 #include <sys/resource.h>
 #include <sys/signalfd.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -82,6 +83,12 @@ void SignalWatcher::Watch() {
     seen = true;
     on_signal_(static_cast<int>(info.ssi_signo));
   }
+}
+
+int64_t ThreadCpuNanos() {
+  timespec time = {};
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+  return int64_t{time.tv_sec} * 1000000000 + time.tv_nsec;
 }
 
 uint64_t AvailableMemoryBytes() {

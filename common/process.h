@@ -30,6 +30,9 @@ class SignalWatcher {
 // can watch.
 void BlockStopSignals();
 
+// CPU time that the calling thread has used, in nanoseconds.
+int64_t ThreadCpuNanos();
+
 // Memory that new allocations may take without swapping: MemAvailable, capped by the cgroup's limit. 0 if
 // unknown.
 uint64_t AvailableMemoryBytes();

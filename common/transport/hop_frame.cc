@@ -26,7 +26,7 @@ struct FrameHeader {
   uint8_t zero[24];
 };
 static_assert(sizeof(FrameHeader) == 64);
-static_assert(sizeof(StageStamp) == 32);
+static_assert(sizeof(StageStamp) == 40);
 
 constexpr char kMagic[4] = {'M', 'R', 'H', '1'};
 

@@ -9,8 +9,8 @@
 //       28     4  number of stamps
 //       32     8  payload bytes
 //       40    24  zero
-//       64   32n  stamps: received, started, ended, sent, 8 bytes each
-//   64+32n        payload
+//       64   40n  stamps: received, started, ended, sent, CPU time, 8 bytes each
+//   64+40n        payload
 #pragma once
 
 #include <cstddef>

@@ -5,6 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
 #include "common/clock.h"
+#include "common/process.h"
 #include "common/status_macros.h"
 
 namespace millrace {
@@ -54,6 +55,7 @@ absl::Status StageRunner::RunOne(JoinedMicrobatch joined) {
   }
   StageStamp stamp;
   stamp.received_ns = joined.received_ns;
+  const int64_t cpu_before = ThreadCpuNanos();
   stamp.started_ns = SteadyNanos();
   const absl::Span<const float> activations = model_->Run(joined.batch, input, *cache_);
   if (options_.last) {
@@ -62,6 +64,7 @@ absl::Status StageRunner::RunOne(JoinedMicrobatch joined) {
     output.activations = activations;
   }
   stamp.ended_ns = SteadyNanos();
+  stamp.cpu_ns = ThreadCpuNanos() - cpu_before;
   output.epoch = joined.batch.epoch;
   output.microbatch = joined.batch.id;
   output.rows = joined.batch.rows();

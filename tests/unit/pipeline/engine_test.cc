@@ -154,8 +154,8 @@ TEST_F(EngineTest, CountsWhatStagesDid) {
   for (int i = 0; i < 2; ++i) {
     HopMessage message = Answer(NextPlan());
     message.stamps.resize(2);
-    message.stamps[0] = {0, 100, 1100, 1200};
-    message.stamps[1] = {0, 500, 2500, 2600};
+    message.stamps[0] = {0, 100, 1100, 1200, 900};
+    message.stamps[1] = {0, 500, 2500, 2600, 2000};
     ASSERT_TRUE(engine_->Returned(std::move(message)));
     ExpectToken(1, 50);
   }
@@ -181,8 +181,8 @@ TEST_F(EngineTest, CountsNoNegativeTimesAndNoStagesThatAreNone) {
   Submit(Request(1, 2));
   HopMessage message = Answer(NextPlan());
   message.stamps.resize(5);
-  message.stamps[0] = {0, 1100, 100, 0};
-  message.stamps[1] = {0, 10, 30, 0};
+  message.stamps[0] = {0, 1100, 100, 0, 0};
+  message.stamps[1] = {0, 10, 30, 0, 0};
   ASSERT_TRUE(engine_->Returned(std::move(message)));
   ExpectToken(1, 50);
   NextPlan();

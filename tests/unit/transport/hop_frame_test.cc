@@ -17,7 +17,7 @@ namespace {
 using ::testing::HasSubstr;
 
 constexpr size_t kHeaderBytes = 64;
-constexpr size_t kStampBytes = 32;
+constexpr size_t kStampBytes = 40;
 const HopLimits kLimits{/*max_rows=*/8, /*max_stamps=*/3, /*max_payload_bytes=*/256};
 
 class HopFrameTest : public ::testing::Test {
