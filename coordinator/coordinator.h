@@ -22,7 +22,7 @@ struct CoordinatorOptions {
   std::string join_secret;  // used if there is no file
   std::string status_file;  // JSON with addresses and process id, written once it listens
   uint32_t max_rows = 128;
-  uint32_t max_in_flight = 0;  // 0: stages + 1
+  uint32_t max_in_flight = 0;  // the most; at least stages
   uint32_t block_tokens = 16;
   uint32_t context_tokens = 0;  // 0: the model's
   uint32_t max_running = 256;
@@ -31,6 +31,11 @@ struct CoordinatorOptions {
   absl::Duration grace = absl::Seconds(10);
   absl::Duration worker_timeout = absl::Seconds(3);
 };
+
+// Enough for hops that take three times as long as a stage; the ring's queues have room for so many.
+constexpr uint32_t DefaultMaxInFlight(uint32_t stages) {
+  return 4 * stages + 4;
+}
 
 // The flags of millrace-coordinator.
 class CoordinatorFlags {

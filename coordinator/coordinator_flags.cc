@@ -26,7 +26,8 @@ void CoordinatorFlags::Declare(OptionSet& set, bool with_join_secret) {
   set.AddString("status-file", &options_.status_file, "FILE",
                 "write addresses and process id there as JSON once it listens");
   set.AddInt("max-rows", &max_rows_, 1, 4096, "tokens in one microbatch");
-  set.AddInt("max-in-flight", &max_in_flight_, 0, 1024, "microbatches in the ring at once; 0: stages + 1");
+  set.AddInt("max-in-flight", &max_in_flight_, 0, 1024,
+             "most microbatches in the ring at once; what keeps it full is measured; 0: 4 x stages + 4");
   set.AddInt("kv-block-tokens", &block_tokens_, 16, 1024,
              "tokens in one block of KV cache, a multiple of 16");
   set.AddInt("context", &context_tokens_, 0, 1 << 24,
@@ -65,7 +66,8 @@ absl::StatusOr<CoordinatorOptions> CoordinatorFlags::Finish() const {
         "--max-in-flight: ", max_in_flight_, " leaves stages idle; at least --stages, ", result.stages));
   }
   result.max_rows = static_cast<uint32_t>(max_rows_);
-  result.max_in_flight = max_in_flight_ == 0 ? result.stages + 1 : static_cast<uint32_t>(max_in_flight_);
+  result.max_in_flight =
+      max_in_flight_ == 0 ? DefaultMaxInFlight(result.stages) : static_cast<uint32_t>(max_in_flight_);
   result.block_tokens = static_cast<uint32_t>(block_tokens_);
   result.context_tokens = static_cast<uint32_t>(context_tokens_);
   result.max_running = static_cast<uint32_t>(max_running_);

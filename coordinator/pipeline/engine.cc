@@ -42,6 +42,20 @@ absl::Status CheckTokens(const std::vector<SequenceResult>& results, uint32_t vo
   return absl::OkStatus();
 }
 
+// In floating point, as a hostile difference must not overflow.
+std::vector<StageTimes> TimesOf(const std::vector<StageStamp>& stamps) {
+  constexpr double kNanosecond = 1e-9;
+  const auto seconds = [](int64_t from_ns, int64_t to_ns) {
+    return (static_cast<double>(to_ns) - static_cast<double>(from_ns)) * kNanosecond;
+  };
+  std::vector<StageTimes> times;
+  times.reserve(stamps.size());
+  for (const StageStamp& stamp : stamps) {
+    times.push_back({seconds(stamp.received_ns, stamp.sent_ns), seconds(stamp.started_ns, stamp.ended_ns)});
+  }
+  return times;
+}
+
 }  // namespace
 
 Engine::Engine(EngineOptions options, TokenSink* sink)
@@ -159,6 +173,7 @@ void Engine::OnReturned(const HopMessage& message, absl::Time now) {
   absl::StatusOr<std::vector<SequenceResult>> results = ParseResult(message);
   absl::Status status = results.status();
   if (status.ok()) status = CheckTokens(*results, options_.vocabulary_size);
+  if (status.ok()) scheduler_.OnStageTimes(message.microbatch, TimesOf(message.stamps), now);
   if (status.ok()) status = scheduler_.OnResult(message.microbatch, *std::move(results), now);
   if (status.ok()) return CountStamps(message);
   LogError("epoch ", message.epoch.value(), ": ", status.message());

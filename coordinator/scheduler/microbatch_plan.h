@@ -51,6 +51,12 @@ struct MicrobatchPlan {
   }
 };
 
+// What a stage stamped on a microbatch, in seconds of its own clock; from a worker, so it may be anything.
+struct StageTimes {
+  double resident = 0;  // from when plan and activations were both there until the output was handed on
+  double busy = 0;      // computing
+};
+
 enum class FinishReason { kEndOfSequence, kStopSequence, kStopToken, kLength };
 
 struct SequenceTimings {

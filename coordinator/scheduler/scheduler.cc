@@ -13,6 +13,7 @@
 #include "coordinator/scheduler/batch_policy.h"
 #include "coordinator/scheduler/block_allocator.h"
 #include "coordinator/scheduler/result_check.h"
+#include "coordinator/scheduler/ring_timing.h"
 #include "coordinator/scheduler/sequence.h"
 
 namespace millrace {
@@ -22,6 +23,8 @@ struct Scheduler::Impl {
     MicrobatchId id;
     std::vector<SequenceId> sequences;  // one for each segment
     std::vector<ExpectedResult> expected;
+    BatchFeatures features;
+    absl::Time planned;
   };
   // By order of arrival. Every running sequence is older than every waiting one: admission takes the oldest
   // waiting, preemption the youngest running.
@@ -54,6 +57,7 @@ struct Scheduler::Impl {
 
   const SchedulerOptions options;
   std::optional<RingShape> ring;
+  RingTiming timing;
   BlockAllocator blocks;
   absl::flat_hash_map<SequenceId, std::unique_ptr<Sequence>> live;
   ByAge running;
@@ -140,7 +144,7 @@ BatchSnapshot Scheduler::Impl::Snapshot() const {
   BatchSnapshot snapshot;
   snapshot.max_rows = options.max_rows;
   snapshot.num_stages = ring->num_stages;
-  snapshot.max_in_flight = ring->max_in_flight;
+  snapshot.max_in_flight = timing.Slots(ring->max_in_flight);
   snapshot.in_flight = static_cast<uint32_t>(in_flight.size());
   snapshot.max_running_sequences = options.max_running_sequences;
   snapshot.block_tokens = ring->block_tokens;
@@ -187,6 +191,9 @@ MicrobatchPlan Scheduler::Impl::BuildPlan(const std::vector<BatchPick>& picks,
     record.sequences.push_back(sequence->id());
   }
   record.expected = ExpectedResults(plan);
+  record.features = FeaturesOf(plan);
+  record.planned = now;
+  timing.OnPlanned(record.features);
   in_flight.push_back(std::move(record));
   return plan;
 }
@@ -203,6 +210,7 @@ void Scheduler::OnRingReady(const RingShape& shape, absl::Time) {
   MILLRACE_CHECK(!impl_->ring && impl_->live.empty());
   MILLRACE_CHECK(shape.num_stages > 0 && shape.max_in_flight > 0 && shape.block_tokens > 0);
   impl_->ring = shape;
+  impl_->timing = RingTiming(shape.num_stages, shape.stage_costs, shape.hop_seconds);
   impl_->blocks = BlockAllocator(shape.num_blocks);
   impl_->next_microbatch = 1;
   impl_->prefill_turn = false;
@@ -267,6 +275,13 @@ absl::Status Scheduler::OnResult(MicrobatchId id, std::vector<SequenceResult> re
   return absl::OkStatus();
 }
 
+void Scheduler::OnStageTimes(MicrobatchId id, absl::Span<const StageTimes> stages, absl::Time now) {
+  const auto& in_flight = impl_->in_flight;
+  if (in_flight.empty() || in_flight.front().id != id) return;
+  const Impl::InFlight& record = in_flight.front();
+  impl_->timing.OnReturned(record.features, absl::ToDoubleSeconds(now - record.planned), stages);
+}
+
 void Scheduler::Tick(absl::Time now) {
   auto& deadlines = impl_->deadlines;
   while (!deadlines.empty() && deadlines.begin()->first <= now) {
@@ -284,8 +299,8 @@ absl::Time Scheduler::NextDeadline() const {
 }
 
 std::optional<MicrobatchPlan> Scheduler::PlanNext(absl::Time now) {
-  if (!impl_->ring || impl_->in_flight.size() >= impl_->ring->max_in_flight) return std::nullopt;
-  if (impl_->live.empty()) return std::nullopt;
+  if (!impl_->ring || impl_->live.empty()) return std::nullopt;
+  if (impl_->in_flight.size() >= impl_->timing.Slots(impl_->ring->max_in_flight)) return std::nullopt;
   const BatchSnapshot snapshot = impl_->Snapshot();
   const BatchDecision decision = DecideBatch(snapshot);
   for (size_t i = 0; i < decision.num_preempted; ++i) impl_->PreemptYoungest();
@@ -310,6 +325,8 @@ SchedulerLoad Scheduler::load() const {
   load.blocks_total = impl_->blocks.num_blocks();
   load.blocks_used = impl_->blocks.num_used();
   load.block_tokens = impl_->ring ? impl_->ring->block_tokens : 0;
+  load.slots = impl_->ring ? impl_->timing.Slots(impl_->ring->max_in_flight) : 0;
+  load.hop_seconds = impl_->ring ? impl_->timing.hop_seconds() : 0;
   return load;
 }
 

@@ -19,9 +19,11 @@
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
+#include "absl/types/span.h"
 #include "common/generation.h"
 #include "common/ids.h"
 #include "coordinator/scheduler/microbatch_plan.h"
+#include "coordinator/scheduler/stage_cost.h"
 
 namespace millrace {
 
@@ -36,9 +38,12 @@ struct SchedulerOptions {
 // What a complete pipeline offers. KV room is the minimum over its stages.
 struct RingShape {
   uint32_t num_stages = 1;
-  uint32_t max_in_flight = 2;  // microbatches; at least num_stages
+  uint32_t max_in_flight = 2;  // the most microbatches that the ring has room for; at least num_stages
   uint32_t num_blocks = 0;     // KV blocks
   uint32_t block_tokens = 16;
+  // What is known before anything has run; it is corrected by what stages report.
+  std::vector<StageCost> stage_costs = {};  // by stage; empty: unknown
+  double hop_seconds = 0;  // mean over the p hops of a round, the return included; 0: unknown
 };
 
 struct SchedulerLoad {
@@ -48,6 +53,10 @@ struct SchedulerLoad {
   uint32_t blocks_total = 0;
   uint32_t blocks_used = 0;
   uint32_t block_tokens = 0;
+  // Microbatches that keep the pipeline full, at most max_in_flight; 0: no ring. Fewer are in flight if fewer
+  // sequences can run.
+  uint32_t slots = 0;
+  double hop_seconds = 0;  // measured mean, the return included; 0: unknown
   // Totals since construction.
   uint64_t prompt_tokens = 0;  // of sequences that came to their first token
   uint64_t output_tokens = 0;
@@ -89,6 +98,11 @@ class Scheduler {
   // sequences are dropped. INTERNAL if results do not fit the plan (a worker's fault; the ring should be
   // given up), in which case nothing was applied.
   absl::Status OnResult(MicrobatchId id, std::vector<SequenceResult> results, absl::Time now);
+
+  // What the stages stamped on a microbatch that came back `now`, one entry a stage: slots and costs are
+  // learnt from it. Comes before that microbatch's OnResult; an id that is not in flight, another number of
+  // stages or times that cannot be are ignored.
+  void OnStageTimes(MicrobatchId id, absl::Span<const StageTimes> stages, absl::Time now);
 
   // Ends sequences whose deadline has passed, with DEADLINE_EXCEEDED.
   void Tick(absl::Time now);

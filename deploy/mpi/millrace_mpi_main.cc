@@ -128,7 +128,7 @@ int Main(int argc, char** argv) {
   const bool default_stages = flags.coordinator.stages == 0 && options->layers.empty();
   if (default_stages && workers > 0) {
     options->stages = workers;
-    options->max_in_flight = std::max(options->max_in_flight, workers + 1);
+    options->max_in_flight = std::max(options->max_in_flight, DefaultMaxInFlight(workers));
   }
   if (workers < options->stages || workers == 0) {
     if (ranks.rank == 0) {

@@ -39,7 +39,7 @@ TEST(CoordinatorFlagsTest, HasDefaultsForAllButTheModel) {
   ASSERT_TRUE(options.ok()) << options.status();
   EXPECT_EQ(options->model, "m.gguf");
   EXPECT_EQ(options->stages, 1u);
-  EXPECT_EQ(options->max_in_flight, 2u);
+  EXPECT_EQ(options->max_in_flight, 8u);
   EXPECT_EQ(options->max_rows, 128u);
   EXPECT_EQ(options->block_tokens, 16u);
   EXPECT_EQ(options->listen, "127.0.0.1:50051");
@@ -92,7 +92,7 @@ TEST(CoordinatorFlagsTest, TakesTheStagesFromTheLayers) {
   const auto options = ParseCoordinator({"--model", "m", "--layers", "10,11,9"});
   ASSERT_TRUE(options.ok()) << options.status();
   EXPECT_EQ(options->stages, 3u);
-  EXPECT_EQ(options->max_in_flight, 4u);
+  EXPECT_EQ(options->max_in_flight, 16u);
   EXPECT_EQ(ParseCoordinator({"--model", "m", "--layers", "10,11", "--stages", "3"})->stages, 3u);
 }
 

@@ -175,6 +175,41 @@ TEST_F(EngineTest, CountsWhatStagesDid) {
   EXPECT_GT(snapshot.active, absl::ZeroDuration());
 }
 
+// The clock stands still but for what the test moves.
+class TestClock final : public Clock {
+ public:
+  absl::Time Now() const override { return absl::FromUnixMillis(millis_); }
+  void Set(int64_t millis) { millis_ = millis; }
+
+ private:
+  std::atomic<int64_t> millis_{1000};
+};
+
+// Two stages of 10 ms, and a round of 60 ms: 20 ms a hop, so that 2 x (10 + 20) / 10 = 6 microbatches fill
+// it.
+TEST_F(EngineTest, LearnsFromStampsHowManyMicrobatchesFillTheRing) {
+  TestClock clock;
+  EngineOptions options = Options();
+  options.clock = &clock;
+  Make(std::move(options));
+  RaiseRing(1, 2, 8);
+  Submit(Request(1, 2));
+  const v1::Plan plan = NextPlan();
+  AwaitHandled();
+  HopMessage message = Answer(plan);
+  message.stamps.resize(2);
+  message.stamps[0] = {1, 1, 10'000'001, 10'000'001, 0};
+  message.stamps[1] = {-7, -7, 9'999'993, 9'999'993, 0};
+  clock.Set(1000 + 60);
+  ASSERT_TRUE(engine_->Returned(std::move(message)));
+  ExpectToken(1, 50);
+  NextPlan();
+  AwaitHandled();
+  EXPECT_NEAR(engine_->Snapshot().load.hop_seconds, 0.020, 1e-6);
+  EXPECT_EQ(engine_->Snapshot().load.slots, 6u);
+  engine_->Stop();
+}
+
 // A peer's clock may do anything, and it may send any number of stamps.
 TEST_F(EngineTest, CountsNoNegativeTimesAndNoStagesThatAreNone) {
   RaiseRing(3, 2);
@@ -192,16 +227,6 @@ TEST_F(EngineTest, CountsNoNegativeTimesAndNoStagesThatAreNone) {
   EXPECT_EQ(snapshot.stages[0].busy, absl::ZeroDuration());
   EXPECT_EQ(snapshot.stages[1].busy, absl::Nanoseconds(20));
 }
-
-// The clock stands still but for what the test moves.
-class TestClock final : public Clock {
- public:
-  absl::Time Now() const override { return absl::FromUnixMillis(millis_); }
-  void Set(int64_t millis) { millis_ = millis; }
-
- private:
-  std::atomic<int64_t> millis_{1000};
-};
 
 TEST_F(EngineTest, CountsTheTimeWithAMicrobatchInFlight) {
   TestClock clock;

@@ -182,6 +182,7 @@ absl::Status Simulation::StepRing() {
   RETURN_IF_ERROR(ring_->Step());
   for (SimulatedRing::Result& result : ring_->TakeResults()) {
     clients_.OnLanded(result.id);
+    scheduler_.OnStageTimes(result.id, result.stages, now_);
     RETURN_IF_ERROR(scheduler_.OnResult(result.id, std::move(result.results), now_));
   }
   return absl::OkStatus();

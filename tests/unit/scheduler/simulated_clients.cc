@@ -302,7 +302,7 @@ absl::Status SimulatedClients::CheckProgress(const SchedulerLoad& load) {
   if (load.preemptions > 0) return absl::OkStatus();
   for (const auto& [id, client] : live_) {
     if (client.received == 0 || client.in_flight > 0) continue;
-    if (in_flight_.size() < ring_->max_in_flight && short_until_ < last_microbatch_) {
+    if (in_flight_.size() < load.slots && short_until_ < last_microbatch_) {
       return Wrong(id, "could decode, and a slot is free");
     }
     RETURN_IF_ERROR(CheckTurn(id, client, nullptr));

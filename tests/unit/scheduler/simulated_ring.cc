@@ -49,15 +49,18 @@ SimulatedRing::SimulatedRing(const RingShape& shape, std::function<uint64_t(uint
 void SimulatedRing::Send(MicrobatchPlan plan, absl::Time now) {
   const uint64_t id = plan.id.value();
   absl::Time arrival = now;
+  std::vector<StageTimes> times;
   for (size_t s = 0; s < stages_.size(); ++s) {
     const absl::Time start = std::max(arrival, stages_[s].free_at);
     events_.emplace(start, Event{s, id});
     stages_[s].free_at = start + absl::Microseconds(50 + random_(1000) + 20 * plan.rows());
+    times.push_back({absl::ToDoubleSeconds(stages_[s].free_at - arrival),
+                     absl::ToDoubleSeconds(stages_[s].free_at - start)});
     arrival = stages_[s].free_at + absl::Microseconds(random_(10) == 0 ? random_(5000) : random_(100));
   }
   last_result_ = std::max(last_result_, arrival);
   events_.emplace(last_result_, Event{stages_.size(), id});
-  trips_.emplace(id, Trip{std::move(plan), {}});
+  trips_.emplace(id, Trip{std::move(plan), {}, std::move(times)});
 }
 
 absl::Time SimulatedRing::NextEventTime() const {
@@ -69,7 +72,7 @@ absl::Status SimulatedRing::Step() {
   events_.erase(events_.begin());
   Trip& trip = trips_.at(event.microbatch);
   if (event.stage < stages_.size()) return Run(event.stage, trip.plan);
-  results_.push_back({trip.plan.id, std::move(trip.results)});
+  results_.push_back({trip.plan.id, std::move(trip.results), std::move(trip.stages)});
   trips_.erase(event.microbatch);
   return absl::OkStatus();
 }

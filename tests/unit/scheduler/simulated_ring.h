@@ -33,6 +33,7 @@ class SimulatedRing {
   struct Result {
     MicrobatchId id;
     std::vector<SequenceResult> results;
+    std::vector<StageTimes> stages;
   };
   // Results that came back, in order.
   std::vector<Result> TakeResults() { return std::exchange(results_, {}); }
@@ -51,6 +52,7 @@ class SimulatedRing {
   struct Trip {
     MicrobatchPlan plan;
     std::vector<SequenceResult> results;
+    std::vector<StageTimes> stages;
   };
   struct Event {
     size_t stage;  // the number of stages: the result comes back

@@ -1,0 +1,87 @@
+#include "coordinator/scheduler/ring_timing.h"
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+namespace millrace {
+namespace {
+
+constexpr double kSmoothing = 0.05;
+constexpr double kLargestStep = 4;
+
+// Longer than any microbatch or hop can take: the ring would have been given up.
+constexpr double kMaxSeconds = 3600;
+
+bool Possible(double seconds) {
+  return seconds >= 0 && seconds <= kMaxSeconds;  // false for NaN
+}
+
+}  // namespace
+
+void SmoothedSeconds::Add(double seconds) {
+  if (!Possible(seconds)) return;
+  count_ = std::min(count_ + 1, 1u << 20);
+  if (value_ == 0) {
+    value_ = seconds;
+    return;
+  }
+  const double weight = std::max(kSmoothing, 1.0 / (count_ + 1));
+  value_ += weight * (std::min(seconds, kLargestStep * value_) - value_);
+}
+
+BatchFeatures FeaturesOf(const MicrobatchPlan& plan) {
+  BatchFeatures features;
+  for (const PlanSegment& segment : plan.segments) {
+    const double rows = static_cast<double>(segment.token_ids.size());
+    if (rows == 1 && segment.sampling.has_value()) {
+      features += BatchFeatures::Decode(segment.first_position + 1.0);
+      continue;
+    }
+    BatchFeatures chunk = BatchFeatures::Prefill(segment.first_position, rows, segment.sampling.has_value());
+    if (segment.prompt_logprobs.has_value()) chunk.sampled_rows = rows;
+    features += chunk;
+  }
+  return features;
+}
+
+RingTiming::RingTiming(uint32_t num_stages, std::vector<StageCost> stage_costs, double hop_seconds)
+    : num_stages_(num_stages), priors_(std::move(stage_costs)), busy_(num_stages) {
+  if (priors_.size() != num_stages_) priors_.clear();
+  if (Possible(hop_seconds)) hop_ = SmoothedSeconds(hop_seconds);
+}
+
+void RingTiming::OnPlanned(const BatchFeatures& features) {
+  planned_seconds_ = 0;
+  for (const StageCost& cost : priors_) {
+    planned_seconds_ = std::max(planned_seconds_, cost.Seconds(features));
+  }
+}
+
+void RingTiming::OnReturned(const BatchFeatures& /*features*/, double elapsed,
+                            absl::Span<const StageTimes> stages) {
+  if (stages.size() != num_stages_ || !Possible(elapsed)) return;
+  double resident = 0;
+  for (const StageTimes& stage : stages) {
+    if (!Possible(stage.busy) || !Possible(stage.resident) || stage.busy > stage.resident) return;
+    resident += stage.resident;
+  }
+  for (uint32_t s = 0; s < num_stages_; ++s) busy_[s].Add(stages[s].busy);
+  hop_.Add(std::max(0.0, elapsed - resident) / num_stages_);
+}
+
+double RingTiming::slowest_stage_seconds() const {
+  double slowest = 0;
+  for (const SmoothedSeconds& busy : busy_) slowest = std::max(slowest, busy.value());
+  return slowest > 0 ? slowest : planned_seconds_;
+}
+
+uint32_t RingTiming::Slots(uint32_t cap) const {
+  const double t = slowest_stage_seconds();
+  if (t <= 0 || !hop_.known()) return std::min(cap, num_stages_ + 1);
+  constexpr double kRounding = 1e-6;
+  const double slots = std::ceil(num_stages_ * (t + hop_.value()) / t - kRounding);
+  return slots >= cap ? cap : std::max(num_stages_, static_cast<uint32_t>(slots));
+}
+
+}  // namespace millrace
