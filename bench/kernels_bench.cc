@@ -1,3 +1,6 @@
+// kernels_bench --peaks: what one core can do, as JSON: fma peak of the widest instruction set, read
+// bandwidth.
+//
 // kernels_bench [ISA ...]: speed of the ops at SmolLM2-135M's shapes, one thread, beside what the machine can
 // do: fma peak and read bandwidth, measured in the same run. Weights are cycled through copies that no cache
 // holds.
@@ -228,8 +231,18 @@ void BenchSmall(const Backend& backend) {
               swiglu * 1e6 / kRows, norm * 1e6 / kRows, rope * 1e6 / kRows, store * 1e6 / kRows);
 }
 
+int PrintPeaks() {
+  std::string isa = "avx512";
+  if (!MakeCpuBackend(isa).ok()) isa = "avx2";
+  if (!MakeCpuBackend(isa).ok()) isa = "portable";
+  std::printf("{\"isa\": \"%s\", \"gflops\": %.1f, \"read_gbps\": %.2f}\n", isa.c_str(), FmaPeakGflops(isa),
+              ReadGigabytesPerSecond());
+  return 0;
+}
+
 int Main(int argc, char** argv) {
   std::vector<std::string> isas(argv + 1, argv + argc);
+  if (isas == std::vector<std::string>{"--peaks"}) return PrintPeaks();
   if (isas.empty()) isas = {"avx2", "avx512"};
   for (const std::string& isa : isas) {
     const auto backend = MakeCpuBackend(isa);

@@ -1,0 +1,1 @@
+"""What bench/pipeline and bench/textbook share. Standard library only."""
