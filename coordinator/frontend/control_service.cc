@@ -38,10 +38,10 @@ void FillStage(const StageSnapshot& stage, absl::Duration active, v1::StageLoad*
   load->set_kv_bytes(stage.kv_bytes);
   load->set_activation_bytes(stage.activation_bytes);
   load->set_numeric_class(stage.numeric_class);
-  SetDuration(stage.busy, load->mutable_busy());
-  load->set_microbatches(stage.microbatches);
-  load->set_rows(stage.rows);
-  load->set_busy_share(active > absl::ZeroDuration() ? absl::FDivDuration(stage.busy, active) : 0.0);
+  SetDuration(stage.total.busy, load->mutable_busy());
+  load->set_microbatches(stage.total.microbatches);
+  load->set_rows(stage.total.rows);
+  load->set_busy_share(active > absl::ZeroDuration() ? absl::FDivDuration(stage.total.busy, active) : 0.0);
 }
 
 void FillScheduler(const SchedulerLoad& from, v1::GetLoadResponse* load) {

@@ -127,6 +127,7 @@ void Engine::RunLoop() {
 }
 
 void Engine::RunOnce() {
+  returned_ = false;
   for (Event& event : inbox_.PopAll(WaitTime())) Handle(std::move(event), options_.clock->Now());
   scheduler_.Tick(options_.clock->Now());
   SendPlans();
@@ -158,6 +159,7 @@ void Engine::Handle(Event event, absl::Time now) {
     ring_ = std::move(std::get<RingConnection>(event));
     active_ = absl::ZeroDuration();
     active_since_.reset();
+    meter_.emplace(ring_->shape.num_stages, now);
     scheduler_.OnRingReady(ring_->shape, now);
   }
 }
@@ -165,6 +167,7 @@ void Engine::Handle(Event event, absl::Time now) {
 void Engine::LoseRing(const absl::Status& why, absl::Time now) {
   if (!ring_.has_value()) return;
   ring_.reset();
+  meter_.reset();
   scheduler_.OnRingLost(why, now);
 }
 
@@ -175,7 +178,11 @@ void Engine::OnReturned(const HopMessage& message, absl::Time now) {
   if (status.ok()) status = CheckTokens(*results, options_.vocabulary_size);
   if (status.ok()) scheduler_.OnStageTimes(message.microbatch, TimesOf(message.stamps), now);
   if (status.ok()) status = scheduler_.OnResult(message.microbatch, *std::move(results), now);
-  if (status.ok()) return CountStamps(message);
+  if (status.ok()) {
+    returned_ = true;
+    meter_->OnReturned(message.microbatch, message.stamps, now);
+    return;
+  }
   LogError("epoch ", message.epoch.value(), ": ", status.message());
   const Epoch epoch = ring_->epoch;
   LoseRing(
@@ -184,14 +191,22 @@ void Engine::OnReturned(const HopMessage& message, absl::Time now) {
   if (options_.on_ring_fault) options_.on_ring_fault(epoch, status);
 }
 
-void Engine::CountStamps(const HopMessage& message) {
-  const size_t stages = std::min(message.stamps.size(), ring_->stages.size());
-  for (size_t i = 0; i < stages; ++i) {
-    const StageStamp& stamp = message.stamps[i];
-    ring_->stages[i].busy += absl::Nanoseconds(std::max<int64_t>(0, stamp.ended_ns - stamp.started_ns));
-    ring_->stages[i].microbatches += 1;
-    ring_->stages[i].rows += message.rows;
+void Engine::CountPlan(const MicrobatchPlan& plan, absl::Time now) {
+  const SchedulerLoad load = scheduler_.load();
+  PlannedMicrobatch planned;
+  planned.id = plan.id;
+  planned.time = now;
+  planned.after_return = returned_;
+  planned.in_flight = load.in_flight;
+  planned.live_sequences = load.running + load.waiting;
+  planned.rows = plan.rows();
+  planned.segments = static_cast<uint32_t>(plan.segments.size());
+  for (const PlanSegment& segment : plan.segments) {
+    if (segment.token_ids.size() == 1 && segment.first_position > 0 && segment.sampling.has_value()) {
+      ++planned.decode_rows;
+    }
   }
+  meter_->OnPlanned(planned);
 }
 
 void Engine::SendPlans() {
@@ -201,8 +216,10 @@ void Engine::SendPlans() {
     // Remembered, as there may be room by the time the engine goes to sleep, and then nothing would wake it.
     held_back_ = !sink_->HasRoom();
     if (held_back_) return;
-    const std::optional<MicrobatchPlan> plan = scheduler_.PlanNext(options_.clock->Now());
+    const absl::Time now = options_.clock->Now();
+    const std::optional<MicrobatchPlan> plan = scheduler_.PlanNext(now);
     if (!plan.has_value()) return;
+    CountPlan(*plan, now);
     // A stage that cannot be reached is reported by the cluster; until then the plan counts as in flight.
     ring_->send_plan(ToWirePlan(ring_->epoch, *plan));
   }
@@ -215,8 +232,17 @@ void Engine::Publish(absl::Time now) {
     active_ += now - *active_since_;
     active_since_.reset();
   }
+  if (meter_.has_value()) {
+    meter_->OnLoad(now, load.running + load.waiting, load.in_flight);
+    const std::vector<StageUse> window = meter_->Window(now);
+    for (uint32_t i = 0; i < std::min<size_t>(ring_->stages.size(), window.size()); ++i) {
+      ring_->stages[i].total = meter_->Total(i);
+      ring_->stages[i].window = window[i];
+    }
+  }
   MutexLock lock(&snapshot_mutex_);
   snapshot_.load = load;
+  snapshot_.mean_hop = meter_.has_value() ? meter_->mean_hop() : absl::ZeroDuration();
   snapshot_.epoch = ring_.has_value() ? ring_->epoch.value() : 0;
   snapshot_.active = active_ + (active_since_.has_value() ? now - *active_since_ : absl::ZeroDuration());
   snapshot_.stages = ring_.has_value() ? ring_->stages : std::vector<StageSnapshot>();

@@ -15,6 +15,7 @@
 #include "common/clock.h"
 #include "common/hop_message.h"
 #include "common/mutex.h"
+#include "coordinator/pipeline/bubble_meter.h"
 #include "coordinator/pipeline/engine_port.h"
 #include "coordinator/scheduler/scheduler.h"
 #include "millrace/v1/cluster.pb.h"
@@ -84,7 +85,7 @@ class Engine final : public EnginePort {
   absl::Duration WaitTime() const;
   void Handle(Event event, absl::Time now);
   void OnReturned(const HopMessage& message, absl::Time now);
-  void CountStamps(const HopMessage& message);
+  void CountPlan(const MicrobatchPlan& plan, absl::Time now);
   void LoseRing(const absl::Status& why, absl::Time now);
   void SendPlans();
   void Publish(absl::Time now);
@@ -101,6 +102,8 @@ class Engine final : public EnginePort {
   // Thread: engine.
   Scheduler scheduler_;
   std::optional<RingConnection> ring_;
+  std::optional<BubbleMeter> meter_;        // of the ring's epoch
+  bool returned_ = false;                   // a microbatch came back in this turn of the loop
   bool held_back_ = false;                  // the sink had no room when plans were last asked for
   absl::Duration active_;                   // of this epoch, with a microbatch in flight
   std::optional<absl::Time> active_since_;  // set while one is

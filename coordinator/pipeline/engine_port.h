@@ -7,6 +7,7 @@
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
+#include "coordinator/pipeline/bubble_meter.h"
 #include "coordinator/scheduler/microbatch_plan.h"
 #include "coordinator/scheduler/scheduler.h"
 
@@ -32,16 +33,16 @@ struct StageSnapshot {
   uint64_t kv_bytes = 0;
   uint64_t activation_bytes = 0;
   std::string numeric_class;
-  absl::Duration busy;  // since the epoch began
-  uint64_t microbatches = 0;
-  uint64_t rows = 0;
+  StageUse total;   // since the epoch began
+  StageUse window;  // of the last seconds, BubbleMeter::kWindow
 };
 
 struct PipelineSnapshot {
   PipelineState state = PipelineState::kWaitingForWorkers;
   std::string detail;  // for people: what is waited for
   uint64_t epoch = 0;
-  absl::Duration active;  // time of this epoch with a microbatch in flight
+  absl::Duration active;    // time of this epoch with a microbatch in flight
+  absl::Duration mean_hop;  // of a microbatch, smoothed
   SchedulerLoad load;
   std::vector<StageSnapshot> stages;
 };

@@ -140,10 +140,10 @@ TEST_F(InProcessClusterTest, GivesTheTokensOfTheInMemoryRingWithThreeStages) {
   ASSERT_EQ(snapshot.stages.size(), 3u);
   EXPECT_EQ(snapshot.stages[2].first_layer, 3u);
   for (const StageSnapshot& stage : snapshot.stages) {
-    EXPECT_GT(stage.microbatches, 10u);
-    EXPECT_EQ(stage.microbatches, snapshot.stages[0].microbatches);
-    EXPECT_GT(stage.busy, absl::ZeroDuration());
-    EXPECT_LE(stage.busy, snapshot.active);
+    EXPECT_GT(stage.total.microbatches, 10u);
+    EXPECT_EQ(stage.total.microbatches, snapshot.stages[0].total.microbatches);
+    EXPECT_GT(stage.total.busy, absl::ZeroDuration());
+    EXPECT_LE(stage.total.busy, snapshot.active);
     EXPECT_GT(stage.weight_bytes, 0u);
   }
 }

@@ -197,9 +197,9 @@ TEST_F(UnaryTest, TellsAboutTheLoad) {
   snapshot.stages[1].kv_bytes = 12;
   snapshot.stages[1].activation_bytes = 13;
   snapshot.stages[1].numeric_class = "cpu/avx512/f32";
-  snapshot.stages[1].busy = absl::Milliseconds(7500);
-  snapshot.stages[1].microbatches = 14;
-  snapshot.stages[1].rows = 15;
+  snapshot.stages[1].total.busy = absl::Milliseconds(7500);
+  snapshot.stages[1].total.microbatches = 14;
+  snapshot.stages[1].total.rows = 15;
   engine_.set_snapshot(snapshot);
   StartServer();
   v1::GetLoadResponse load;

@@ -164,10 +164,10 @@ TEST_F(EngineTest, CountsWhatStagesDid) {
   const PipelineSnapshot snapshot = engine_->Snapshot();
   EXPECT_EQ(snapshot.epoch, 3u);
   ASSERT_EQ(snapshot.stages.size(), 2u);
-  EXPECT_EQ(snapshot.stages[0].busy, absl::Nanoseconds(2000));
-  EXPECT_EQ(snapshot.stages[1].busy, absl::Nanoseconds(4000));
-  EXPECT_EQ(snapshot.stages[1].microbatches, 2u);
-  EXPECT_EQ(snapshot.stages[1].rows, 2u);
+  EXPECT_EQ(snapshot.stages[0].total.busy, absl::Nanoseconds(2000));
+  EXPECT_EQ(snapshot.stages[1].total.busy, absl::Nanoseconds(4000));
+  EXPECT_EQ(snapshot.stages[1].total.microbatches, 2u);
+  EXPECT_EQ(snapshot.stages[1].total.rows, 2u);
   EXPECT_EQ(snapshot.stages[1].first_layer, 1u);
   EXPECT_EQ(snapshot.load.in_flight, 1u);
   EXPECT_EQ(snapshot.load.running, 1u);
@@ -224,8 +224,8 @@ TEST_F(EngineTest, CountsNoNegativeTimesAndNoStagesThatAreNone) {
   AwaitHandled();
   const PipelineSnapshot snapshot = engine_->Snapshot();
   ASSERT_EQ(snapshot.stages.size(), 2u);
-  EXPECT_EQ(snapshot.stages[0].busy, absl::ZeroDuration());
-  EXPECT_EQ(snapshot.stages[1].busy, absl::Nanoseconds(20));
+  EXPECT_EQ(snapshot.stages[0].total.busy, absl::ZeroDuration());
+  EXPECT_EQ(snapshot.stages[1].total.busy, absl::Nanoseconds(20));
 }
 
 TEST_F(EngineTest, CountsTheTimeWithAMicrobatchInFlight) {
