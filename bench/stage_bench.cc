@@ -105,8 +105,8 @@ void Step(Bench& bench, uint32_t first, uint32_t rows, bool sample, Seconds& sec
   segment.sampling.reset();
   if (sample) segment.sampling.emplace().temperature = 0;
   const Seconds begin = Seconds::Now();
-  bench.stage->Run(bench.batch, {}, *bench.cache);
-  if (sample) bench.stage->Sample(bench.batch);
+  const std::shared_ptr<PooledBuffer> residual = bench.stage->Run(bench.batch, nullptr, *bench.cache);
+  if (sample) bench.stage->Sample(bench.batch, *residual);
   const Seconds end = Seconds::Now();
   seconds.wall += end.wall - begin.wall;
   seconds.cpu += end.cpu - begin.cpu;

@@ -1,7 +1,6 @@
 #include "tests/integration/in_memory_ring.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "common/check.h"
 
@@ -39,7 +38,6 @@ InMemoryRing::InMemoryRing(const TinyLlamaOptions& model, const InMemoryRingOpti
       max_in_flight_(options.max_in_flight == 0 ? static_cast<uint32_t>(options.layers.size()) + 1
                                                 : options.max_in_flight),
       bytes_(BuildTinyLlama(model)),
-      pool_(16),
       returned_(max_in_flight_ + 1),
       stages_(options.layers.size()) {
   auto file = GgufFile::Parse(bytes_, "tiny");
@@ -111,8 +109,7 @@ absl::Status InMemoryRing::Emit(size_t stage, StageOutput output) {
   message.microbatch = output.microbatch;
   message.rows = output.rows;
   message.stamps = std::move(output.stamps);
-  message.payload = pool_.Get(output.activations.size() * sizeof(float));
-  std::memcpy(message.payload->data, output.activations.data(), message.payload->size);
+  message.payload = std::move(output.activations);
   StageInput input{SteadyNanos(), std::move(message)};
   MILLRACE_CHECK(stages_[stage + 1].inbox->TryPush(input));
   return absl::OkStatus();

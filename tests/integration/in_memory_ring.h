@@ -17,6 +17,7 @@
 #include "model/gguf_file.h"
 #include "model/hyper_parameters.h"
 #include "tests/testing/tiny_llama.h"
+#include "worker/stage/stage_model.h"
 #include "worker/stage/stage_runner.h"
 
 namespace millrace::testing {
@@ -79,7 +80,6 @@ class InMemoryRing {
   std::unique_ptr<GgufFile> file_;
   HyperParameters shape_;
   std::unique_ptr<kernels::Backend> backend_;
-  BufferPool pool_;
   BoundedQueue<Returned> returned_;
   std::vector<Stage> stages_;
   std::unique_ptr<Scheduler> scheduler_;

@@ -131,6 +131,7 @@ TestWorker::TestWorker(const Options& options) : options_(options) {
   host.secret = kClusterSecret;
   host.coordinator_address = options.coordinator;
   host.kv_memory_bytes = options.kv_memory_bytes;
+  host.make_stage = options.make_stage;
   host.on_failed = [this](Epoch epoch, absl::Status why) { SendStageFailed(epoch, why); };
   host.on_progress = [](uint64_t, uint64_t) {};
   host_ = std::make_unique<StageHost>(std::move(host));

@@ -81,6 +81,7 @@ class TestWorker {
     std::string model_path;
     std::optional<uint32_t> stage;
     uint64_t kv_memory_bytes = uint64_t{1} << 22;
+    StageComputeFactory make_stage;  // empty: StageModel::Create
   };
   explicit TestWorker(const Options& options);
   ~TestWorker();

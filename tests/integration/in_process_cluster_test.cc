@@ -127,6 +127,59 @@ class InProcessClusterTest : public ::testing::Test {
   std::vector<std::unique_ptr<TestWorker>> workers_;
 };
 
+// Answers without computing.
+class ConstantStage final : public StageCompute {
+ public:
+  static constexpr TokenId kToken = kTinyFirstByteToken + 5;
+
+  explicit ConstantStage(size_t hidden_size) : hidden_size_(hidden_size) {}
+  std::shared_ptr<PooledBuffer> Run(const StageBatch& batch, std::shared_ptr<PooledBuffer> input,
+                                    KvCache&) override {
+    return input != nullptr ? input : pool_.Get(batch.rows() * hidden_size_ * sizeof(float));
+  }
+  std::vector<SequenceResult> Sample(const StageBatch& batch, const PooledBuffer&) override {
+    std::vector<SequenceResult> results;
+    for (const StageSegment& segment : batch.segments) {
+      if (!segment.sampling.has_value()) continue;
+      SequenceResult& result = results.emplace_back();
+      result.sequence = segment.sequence;
+      result.position = segment.first_position + static_cast<uint32_t>(segment.token_ids.size());
+      result.token = kToken;
+    }
+    return results;
+  }
+  uint64_t weight_bytes() const override { return 0; }
+  uint64_t activation_bytes() const override { return 0; }
+
+ private:
+  const size_t hidden_size_;
+  BufferPool pool_{4};
+};
+
+TEST_F(InProcessClusterTest, RunsTheStagesThatTheFactoryMakes) {
+  Start({3, 2});
+  for (int i = 0; i < 2; ++i) {
+    TestWorker::Options options = WorkerOptions();
+    options.make_stage = [](const GgufFile&, const HyperParameters& shape, const kernels::Backend&,
+                            const StageModelOptions&) {
+      return absl::StatusOr<std::unique_ptr<StageCompute>>(
+          std::make_unique<ConstantStage>(shape.hidden_size));
+    };
+    workers_.push_back(std::make_unique<TestWorker>(options));
+  }
+  ASSERT_TRUE(coordinator_->AwaitState(PipelineState::kServing));
+  SequenceRequest request;
+  request.id = SequenceId(1);
+  request.prompt = {kTinyFirstByteToken};
+  request.max_tokens = 3;
+  request.ignore_eos = true;
+  ASSERT_TRUE(coordinator_->engine().Submit(std::move(request)).ok());
+  const auto outcome = coordinator_->sink().AwaitEnd(SequenceId(1));
+  ASSERT_TRUE(outcome.has_value());
+  EXPECT_TRUE(outcome->status.ok()) << outcome->status;
+  EXPECT_EQ(outcome->tokens, std::vector<TokenId>(3, ConstantStage::kToken));
+}
+
 TEST_F(InProcessClusterTest, GivesTheTokensOfTheInMemoryRingWithOneStage) {
   Serve({5});
   ExpectRightAnswers();

@@ -11,6 +11,7 @@
 #include "common/process.h"
 #include "common/status_macros.h"
 #include "worker/control/stage_messages.h"
+#include "worker/stage/stage_model.h"
 
 namespace millrace {
 namespace {
@@ -33,9 +34,14 @@ absl::Status CheckAssign(const v1::Assign& assign, const HyperParameters& model)
   return absl::OkStatus();
 }
 
+StageHostOptions WithFactory(StageHostOptions options) {
+  if (!options.make_stage) options.make_stage = StageModel::Create;
+  return options;
+}
+
 }  // namespace
 
-StageHost::StageHost(StageHostOptions options) : options_(std::move(options)), send_pool_(8) {}
+StageHost::StageHost(StageHostOptions options) : options_(WithFactory(std::move(options))), result_pool_(8) {}
 
 StageHost::~StageHost() {
   EndEpoch();
@@ -55,15 +61,15 @@ absl::Status StageHost::LoadLayers(const v1::Assign& assign) {
   layout.num_layers = assign.num_layers();
   layout.first = assign.stage() == 0;
   layout.last = assign.stage() + 1 == assign.num_stages();
-  const bool same = model_ != nullptr && layout.first_layer == layout_.first_layer &&
+  const bool same = stage_ != nullptr && layout.first_layer == layout_.first_layer &&
                     layout.num_layers == layout_.num_layers && layout.first == layout_.first &&
                     layout.last == layout_.last && assign.max_rows() == max_rows_ &&
                     assign.max_context_tokens() == context_tokens_;
   if (same) return absl::OkStatus();
-  model_.reset();
-  ASSIGN_OR_RETURN(model_, StageModel::Create(*file_, hyper_parameters_, *options_.backend,
-                                              {layout, assign.max_rows(), assign.max_context_tokens(),
-                                               options_.on_progress}));
+  stage_.reset();
+  ASSIGN_OR_RETURN(stage_, options_.make_stage(*file_, hyper_parameters_, *options_.backend,
+                                               {layout, assign.max_rows(), assign.max_context_tokens(),
+                                                options_.on_progress}));
   layout_ = layout;
   max_rows_ = assign.max_rows();
   context_tokens_ = assign.max_context_tokens();
@@ -78,7 +84,11 @@ absl::StatusOr<v1::Loaded> StageHost::Assign(const v1::Assign& assign) {
   const KvCache::Shape shape{assign.num_layers(), 1, assign.block_tokens(), hyper_parameters_.num_kv_heads,
                              hyper_parameters_.head_size};
   const uint64_t block_bytes = shape.BytesPerBlock();
-  const uint64_t room = std::min(options_.kv_memory_bytes, AvailableMemoryBytes());
+  // The residual streams that wait, or are being sent, while one is computed.
+  const uint64_t payload_bytes = uint64_t{assign.max_rows()} * hyper_parameters_.hidden_size * sizeof(float);
+  const uint64_t transit_bytes = (assign.max_in_flight() - 1) * payload_bytes;
+  const uint64_t available = AvailableMemoryBytes();
+  const uint64_t room = std::min(options_.kv_memory_bytes, available - std::min(available, transit_bytes));
   const uint64_t blocks = std::min<uint64_t>(room / block_bytes, 1u << 24);
   if (blocks == 0) {
     return absl::ResourceExhaustedError(
@@ -91,16 +101,15 @@ absl::StatusOr<v1::Loaded> StageHost::Assign(const v1::Assign& assign) {
   session.epoch = Epoch(assign.epoch());
   session.limits.max_rows = assign.max_rows();
   session.limits.max_stamps = assign.stage();
-  session.limits.max_payload_bytes =
-      size_t{assign.max_rows()} * hyper_parameters_.hidden_size * sizeof(float);
+  session.limits.max_payload_bytes = payload_bytes;
   session.deliver = [router = options_.router](HopMessage message) {
     return router->DeliverActivations(std::move(message));
   };
   options_.listener->SetSession(std::move(session));
   v1::Loaded loaded;
   loaded.set_epoch(assign.epoch());
-  loaded.set_weight_bytes(model_->weight_bytes());
-  loaded.set_activation_bytes(model_->activation_bytes());
+  loaded.set_weight_bytes(stage_->weight_bytes());
+  loaded.set_activation_bytes(stage_->activation_bytes() + transit_bytes);
   loaded.set_kv_blocks(static_cast<uint32_t>(blocks));
   loaded.set_kv_bytes_per_block(block_bytes);
   loaded.set_model_fingerprint(fingerprint_);
@@ -129,7 +138,7 @@ void StageHost::StartComputing(uint32_t kv_blocks) {
   runner.max_in_flight = assign_.max_in_flight();
   runner.limits = {max_rows_, kv_blocks, assign_.block_tokens(), hyper_parameters_.vocabulary_size,
                    context_tokens_};
-  runner_ = std::make_unique<StageRunner>(runner, model_.get(), cache_.get(), inbox_.get(),
+  runner_ = std::make_unique<StageRunner>(runner, stage_.get(), cache_.get(), inbox_.get(),
                                           [this](StageOutput output) { return Emit(std::move(output)); });
   {
     MutexLock lock(&done_mutex_);
@@ -154,7 +163,7 @@ absl::Status StageHost::Activate(const v1::Activate& activate) {
 }
 
 absl::Status StageHost::Emit(StageOutput output) {
-  HopMessage message = ToHopMessage(std::move(output), send_pool_);
+  HopMessage message = ToHopMessage(std::move(output), result_pool_);
   message.stamps.back().sent_ns = SteadyNanos();
   const uint64_t id = message.microbatch.value();
   if (link_->Send(std::move(message))) return absl::OkStatus();

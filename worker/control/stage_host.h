@@ -18,7 +18,7 @@
 #include "model/hyper_parameters.h"
 #include "worker/control/epoch_router.h"
 #include "worker/kv/kv_cache.h"
-#include "worker/stage/stage_model.h"
+#include "worker/stage/stage_compute.h"
 #include "worker/stage/stage_runner.h"
 
 namespace millrace {
@@ -30,6 +30,7 @@ struct StageHostOptions {
   std::string secret;
   std::string coordinator_address;
   uint64_t kv_memory_bytes = 0;
+  StageComputeFactory make_stage;  // empty: StageModel::Create
   // The epoch cannot go on (the hop broke, an input was at fault). Thread: grpc or compute.
   std::function<void(Epoch, absl::Status)> on_failed;
   // Bytes of weights read. Thread: control.
@@ -70,13 +71,13 @@ class StageHost {
   std::unique_ptr<GgufFile> file_;
   HyperParameters hyper_parameters_;
   std::string fingerprint_;
-  BufferPool send_pool_;
+  BufferPool result_pool_;
 
   // What is loaded; survives epochs.
   StageLayout layout_;
   uint32_t max_rows_ = 0;
   uint32_t context_tokens_ = 0;
-  std::unique_ptr<StageModel> model_;
+  std::unique_ptr<StageCompute> stage_;
 
   // The current epoch.
   v1::Assign assign_;

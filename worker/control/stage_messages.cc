@@ -1,6 +1,5 @@
 #include "worker/control/stage_messages.h"
 
-#include <cstring>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -96,10 +95,9 @@ HopMessage ToHopMessage(StageOutput output, BufferPool& pool) {
   message.microbatch = output.microbatch;
   message.rows = output.rows;
   message.stamps = std::move(output.stamps);
-  if (!output.activations.empty()) {
+  if (output.activations != nullptr) {
     message.kind = HopKind::kActivations;
-    message.payload = pool.Get(output.activations.size() * sizeof(float));
-    std::memcpy(message.payload->data, output.activations.data(), message.payload->size);
+    message.payload = std::move(output.activations);
     return message;
   }
   message.kind = HopKind::kResult;

@@ -16,7 +16,7 @@ namespace millrace {
 // stage must check about positions, blocks and options is CheckBatch's.)
 absl::StatusOr<StageBatch> ToStageBatch(const v1::Plan& plan, uint32_t max_rows);
 
-// Copies the activations, or serializes the results, into a buffer of `pool`.
+// Passes the activations on without a copy, or serializes the results into a buffer of `pool`.
 HopMessage ToHopMessage(StageOutput output, BufferPool& pool);
 
 }  // namespace millrace

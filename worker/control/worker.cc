@@ -101,6 +101,7 @@ absl::Status Worker::Prepare() {
   host.secret = secret_;
   host.coordinator_address = options_.coordinator;
   host.kv_memory_bytes = options_.kv_memory_bytes;
+  host.make_stage = options_.make_stage;
   host.on_failed = [this](Epoch epoch, absl::Status why) { SendStageFailed(epoch, why); };
   host.on_progress = [this, last = absl::InfinitePast()](uint64_t done, uint64_t total) mutable {
     const absl::Time now = Clock::Steady().Now();

@@ -9,6 +9,7 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "common/options.h"
+#include "worker/stage/stage_compute.h"
 
 namespace millrace {
 
@@ -23,6 +24,7 @@ struct WorkerOptions {
   std::string isa = "auto";
   uint64_t kv_memory_bytes = uint64_t{1} << 30;
   absl::Duration join_timeout = absl::Seconds(60);
+  StageComputeFactory make_stage;  // empty: StageModel::Create
 };
 
 // The flags of millrace-worker; `stage` is -1 for "any".

@@ -19,7 +19,6 @@ absl::StatusOr<Activations> Activations::Allocate(const HyperParameters& hyper_p
       std::max(kernels::MatMulScratchFloats(max_rows, widest),
                kernels::AttentionScratchFloats(context_tokens, h.num_heads, h.num_kv_heads));
   Activations a;
-  ASSIGN_OR_RETURN(a.residual, FloatBuffer::Allocate("residual stream", {max_rows, h.hidden_size}));
   ASSIGN_OR_RETURN(a.normed, FloatBuffer::Allocate("normed activations", {max_rows, h.hidden_size}));
   ASSIGN_OR_RETURN(a.queries, FloatBuffer::Allocate("queries", {max_rows, attention_width}));
   ASSIGN_OR_RETURN(a.keys, FloatBuffer::Allocate("keys", {max_rows, kv_width}));
@@ -33,7 +32,8 @@ absl::StatusOr<Activations> Activations::Allocate(const HyperParameters& hyper_p
   return a;
 }
 
-void Activations::Enter(const StageBatch& batch) {
+void Activations::Enter(const StageBatch& batch, float* residual_stream) {
+  residual = residual_stream;
   size_t row = 0;
   for (const StageSegment& segment : batch.segments) {
     MILLRACE_CHECK(segment.token_ids.size() <= positions.size() - row);
@@ -46,8 +46,7 @@ void Activations::Enter(const StageBatch& batch) {
 
 uint64_t Activations::bytes() const {
   uint64_t bytes = (token_ids.size() + positions.size()) * sizeof(uint32_t);
-  for (const FloatBuffer* buffer :
-       {&residual, &normed, &queries, &keys, &values, &attended, &gate, &up, &scratch}) {
+  for (const FloatBuffer* buffer : {&normed, &queries, &keys, &values, &attended, &gate, &up, &scratch}) {
     bytes += buffer->bytes();
   }
   return bytes;

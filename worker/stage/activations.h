@@ -14,7 +14,7 @@ namespace millrace {
 
 // Row-major; the first batch.rows() rows are in use. Thread: compute.
 struct Activations {
-  FloatBuffer residual;             // [max_rows, hidden], the residual stream, never rounded
+  float* residual = nullptr;        // [rows, hidden], the residual stream, never rounded; not owned
   FloatBuffer normed;               // [max_rows, hidden]
   FloatBuffer queries;              // [max_rows, heads, head_size]
   FloatBuffer keys;                 // [max_rows, kv_heads, head_size]
@@ -30,10 +30,12 @@ struct Activations {
   static absl::StatusOr<Activations> Allocate(const HyperParameters& hyper_parameters, uint32_t max_rows,
                                               uint32_t context_tokens);
 
-  // Token ids and positions of the rows. REQUIRES: batch.rows() <= max_rows.
-  void Enter(const StageBatch& batch);
+  // Token ids and positions of the rows, and where their residual stream is. REQUIRES: batch.rows() <=
+  // max_rows.
+  void Enter(const StageBatch& batch, float* residual_stream);
 
-  uint64_t bytes() const;
+  uint64_t max_rows() const { return token_ids.size(); }
+  uint64_t bytes() const;  // of what this owns
 };
 
 }  // namespace millrace

@@ -2,10 +2,10 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <variant>
 #include <vector>
 
-#include "absl/types/span.h"
 #include "common/bounded_queue.h"
 #include "common/generation.h"
 #include "common/hop_message.h"
@@ -26,10 +26,9 @@ struct StageOutput {
   Epoch epoch;
   MicrobatchId microbatch;
   uint32_t rows = 0;
-  std::vector<StageStamp> stamps;  // of all stages so far; this one's sent_ns is still 0
-  absl::Span<const float>
-      activations;  // [rows, hidden], valid during the call it is passed to; empty on the last stage
-  std::vector<SequenceResult> results;  // last stage
+  std::vector<StageStamp> stamps;             // of all stages so far; this one's sent_ns is still 0
+  std::shared_ptr<PooledBuffer> activations;  // [rows, hidden]; null on the last stage
+  std::vector<SequenceResult> results;        // last stage
 };
 
 }  // namespace millrace

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "common/check.h"
@@ -14,6 +15,9 @@
 
 namespace millrace {
 namespace {
+
+// More than the first stage ever has on their way to a neighbour that keeps up.
+constexpr size_t kIdleResiduals = 16;
 
 absl::Status CheckLayout(const StageLayout& layout, const HyperParameters& hyper_parameters) {
   const uint64_t end = uint64_t{layout.first_layer} + layout.num_layers;
@@ -52,13 +56,10 @@ struct StageModel::Impl {
   FloatBuffer rope_table;
   Activations activations;
   std::unique_ptr<OutputHead> output_head;  // last stage only
-  uint32_t rows = 0;                        // of the last Run
+  BufferPool residuals;                     // first stage only
 
+  size_t ResidualBytes(uint64_t rows) const { return rows * hyper_parameters.hidden_size * sizeof(float); }
   void Embed(size_t rows);
-  void TakeInput(absl::Span<const float> input, size_t rows);
-  absl::Span<const float> residual() const {
-    return absl::MakeConstSpan(activations.residual.data(), size_t{rows} * hyper_parameters.hidden_size);
-  }
 };
 
 absl::StatusOr<std::unique_ptr<StageModel>> StageModel::Create(const GgufFile& file,
@@ -69,7 +70,8 @@ absl::StatusOr<std::unique_ptr<StageModel>> StageModel::Create(const GgufFile& f
   const uint32_t context_tokens = options.context_tokens;
   RETURN_IF_ERROR(CheckLayout(layout, hyper_parameters));
   RETURN_IF_ERROR(CheckSizes(options.max_rows, context_tokens, hyper_parameters));
-  std::unique_ptr<Impl> impl(new Impl{hyper_parameters, layout, backend, context_tokens, {}, {}, {}, {}});
+  std::unique_ptr<Impl> impl(new Impl{
+      hyper_parameters, layout, backend, context_tokens, {}, {}, {}, {}, BufferPool(kIdleResiduals)});
   impl->weights = ViewStageWeights(file, layout);
   ASSIGN_OR_RETURN(impl->rope_table,
                    MakeRopeTable(hyper_parameters, impl->weights.rope_freqs, context_tokens));
@@ -78,6 +80,11 @@ absl::StatusOr<std::unique_ptr<StageModel>> StageModel::Create(const GgufFile& f
   if (layout.last) {
     ASSIGN_OR_RETURN(impl->output_head, OutputHead::Create(impl->hyper_parameters, impl->weights, backend));
   }
+  if (layout.first) {
+    // Touches the pages, so that the first microbatch does not.
+    const std::shared_ptr<PooledBuffer> residual = impl->residuals.Get(impl->ResidualBytes(options.max_rows));
+    std::memset(residual->data, 0, residual->size);
+  }
   PageIn(impl->weights, options.progress);
   return std::unique_ptr<StageModel>(new StageModel(std::move(impl)));
 }
@@ -85,26 +92,27 @@ absl::StatusOr<std::unique_ptr<StageModel>> StageModel::Create(const GgufFile& f
 StageModel::StageModel(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 StageModel::~StageModel() = default;
 
-absl::Span<const float> StageModel::Run(const StageBatch& batch, absl::Span<const float> input,
-                                        KvCache& cache) {
+std::shared_ptr<PooledBuffer> StageModel::Run(const StageBatch& batch, std::shared_ptr<PooledBuffer> input,
+                                              KvCache& cache) {
   const HyperParameters& shape = impl_->hyper_parameters;
   MILLRACE_CHECK(cache.shape().num_layers == impl_->layout.num_layers);
   MILLRACE_CHECK(cache.shape().kv_heads == shape.num_kv_heads && cache.shape().head_size == shape.head_size);
   for (const StageSegment& segment : batch.segments) {
     MILLRACE_CHECK(segment.first_position + segment.token_ids.size() <= impl_->context_tokens);
   }
-  impl_->activations.Enter(batch);
-  impl_->rows = batch.rows();
-  if (impl_->layout.first) {
-    impl_->Embed(impl_->rows);
-  } else {
-    impl_->TakeInput(input, impl_->rows);
-  }
+  const size_t rows = batch.rows();
+  std::shared_ptr<PooledBuffer> residual = std::move(input);
+  MILLRACE_CHECK((residual == nullptr) == impl_->layout.first);
+  if (impl_->layout.first) residual = impl_->residuals.Get(impl_->ResidualBytes(rows));
+  MILLRACE_CHECK(residual->size == impl_->ResidualBytes(rows));
+  impl_->activations.Enter(batch, residual->floats());
+  if (impl_->layout.first) impl_->Embed(rows);
   TransformerLayer layer(shape, impl_->rope_table, impl_->backend, impl_->activations);
   for (uint32_t i = 0; i < impl_->layout.num_layers; ++i) {
     layer.Run(impl_->weights.layers[i], cache.Layer(i), batch);
   }
-  return impl_->residual();
+  impl_->activations.residual = nullptr;
+  return residual;
 }
 
 void StageModel::Impl::Embed(size_t rows) {
@@ -112,23 +120,18 @@ void StageModel::Impl::Embed(size_t rows) {
   embed.ids = activations.token_ids.data();
   embed.rows = rows;
   embed.table = weights.token_embedding;
-  embed.out = activations.residual.data();
+  embed.out = activations.residual;
   backend.Embed(embed);
 }
 
-void StageModel::Impl::TakeInput(absl::Span<const float> input, size_t rows) {
-  MILLRACE_CHECK(input.size() == rows * hyper_parameters.hidden_size);
-  std::memcpy(activations.residual.data(), input.data(), input.size() * sizeof(float));
+std::vector<SequenceResult> StageModel::Sample(const StageBatch& batch, const PooledBuffer& residual) {
+  MILLRACE_CHECK(impl_->output_head != nullptr && residual.size == impl_->ResidualBytes(batch.rows()));
+  return impl_->output_head->Sample(batch, absl::MakeConstSpan(residual.floats(), residual.num_floats()));
 }
 
-std::vector<SequenceResult> StageModel::Sample(const StageBatch& batch) {
-  MILLRACE_CHECK(impl_->output_head != nullptr && batch.rows() == impl_->rows);
-  return impl_->output_head->Sample(batch, impl_->residual());
-}
-
-absl::Span<const float> StageModel::Logits(uint32_t row) {
-  MILLRACE_CHECK(impl_->output_head != nullptr && row < impl_->rows);
-  return impl_->output_head->Logits({row}, impl_->residual());
+absl::Span<const float> StageModel::Logits(uint32_t row, const PooledBuffer& residual) {
+  MILLRACE_CHECK(impl_->output_head != nullptr);
+  return impl_->output_head->Logits({row}, absl::MakeConstSpan(residual.floats(), residual.num_floats()));
 }
 
 uint64_t StageModel::weight_bytes() const {
@@ -136,7 +139,8 @@ uint64_t StageModel::weight_bytes() const {
 }
 
 uint64_t StageModel::activation_bytes() const {
-  uint64_t bytes = impl_->activations.bytes() + impl_->rope_table.bytes() + impl_->weights.copied_bytes();
+  uint64_t bytes = impl_->activations.bytes() + impl_->ResidualBytes(impl_->activations.max_rows()) +
+                   impl_->rope_table.bytes() + impl_->weights.copied_bytes();
   if (impl_->output_head != nullptr) bytes += impl_->output_head->bytes();
   return bytes;
 }

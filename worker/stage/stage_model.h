@@ -3,7 +3,6 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <memory>
 #include <vector>
 
@@ -16,19 +15,13 @@
 #include "model/hyper_parameters.h"
 #include "worker/kv/kv_cache.h"
 #include "worker/stage/stage_batch.h"
-#include "worker/stage/stage_layout.h"
+#include "worker/stage/stage_compute.h"
 
 namespace millrace {
 
-struct StageModelOptions {
-  StageLayout layout;
-  uint32_t max_rows = 0;                                                  // of one microbatch
-  uint32_t context_tokens = 0;                                            // no position is beyond
-  std::function<void(uint64_t done, uint64_t total)> progress = nullptr;  // of bytes read; may be empty
-};
-
-// Thread: compute. All working memory is allocated by Create; Run allocates nothing large.
-class StageModel {
+// Thread: compute. All working memory is allocated by Create, but for residual streams: of these the first
+// stage keeps as many for reuse as were on their way at once, and other stages work in what they received.
+class StageModel final : public StageCompute {
  public:
   // `file`, `backend` outlive this. `progress` is called now and then; weights
   // are read once (paged in) here, so that the first microbatch does not wait for the disk.
@@ -39,28 +32,19 @@ class StageModel {
                                                             const HyperParameters& hyper_parameters,
                                                             const kernels::Backend& backend,
                                                             const StageModelOptions& options);
-  ~StageModel();
+  ~StageModel() override;
 
-  // Runs one microbatch through the layers. `input` is [rows, hidden] from the stage before (empty on the
-  // first stage); it need not be aligned. The result is the residual stream, [rows, hidden], in memory of
-  // this object, valid until the next Run. REQUIRES: CheckBatch(batch, limits) was OK with limits no larger
-  // than this object's and the cache's sizes; input has exactly that size; the cache has this stage's layers,
-  // KV heads and head size. (A CHECK guards each but the first.)
-  absl::Span<const float> Run(const StageBatch& batch, absl::Span<const float> input, KvCache& cache);
-
-  // Last stage: tokens and log probabilities from what Run returned; one result for each segment that asks
-  // for a token or prompt log probabilities, in order. REQUIRES: layout.last, and Run was called with this
-  // batch just before.
-  std::vector<SequenceResult> Sample(const StageBatch& batch);
+  std::shared_ptr<PooledBuffer> Run(const StageBatch& batch, std::shared_ptr<PooledBuffer> input,
+                                    KvCache& cache) override;
+  std::vector<SequenceResult> Sample(const StageBatch& batch, const PooledBuffer& residual) override;
 
   // Last stage: raw logits, [vocabulary], of one row of what Run returned; valid until the next call of
-  // Logits or Sample. REQUIRES: layout.last, row < rows of the last Run.
-  absl::Span<const float> Logits(uint32_t row);
+  // Logits or Sample. REQUIRES: layout.last, `residual` has that row.
+  absl::Span<const float> Logits(uint32_t row, const PooledBuffer& residual);
 
-  // Bytes of the file that this stage reads: every tensor it needs, once.
-  uint64_t weight_bytes() const;
-  // Bytes that Create allocated: activations, RoPE table, logits, sampler, copies of the norms.
-  uint64_t activation_bytes() const;
+  uint64_t weight_bytes() const override;
+  // Activations, one residual stream, RoPE table, logits, sampler, copies of the norms.
+  uint64_t activation_bytes() const override;
 
  private:
   struct Impl;

@@ -7,6 +7,7 @@
 #include "common/clock.h"
 #include "common/process.h"
 #include "common/status_macros.h"
+#include "worker/stage/stage_model.h"
 
 namespace millrace {
 
@@ -14,10 +15,10 @@ int64_t SteadyNanos() {
   return absl::ToUnixNanos(Clock::Steady().Now());
 }
 
-StageRunner::StageRunner(const StageRunnerOptions& options, StageModel* model, KvCache* cache,
+StageRunner::StageRunner(const StageRunnerOptions& options, StageCompute* stage, KvCache* cache,
                          StageInbox* inbox, Emit emit)
     : options_(options),
-      model_(model),
+      stage_(stage),
       cache_(cache),
       inbox_(inbox),
       emit_(std::move(emit)),
@@ -46,22 +47,21 @@ absl::Status StageRunner::CheckActivations(const HopMessage& message) const {
 absl::Status StageRunner::RunOne(JoinedMicrobatch joined) {
   RETURN_IF_ERROR(CheckBatch(joined.batch, options_.limits));
   StageOutput output;
-  absl::Span<const float> input;
+  std::shared_ptr<PooledBuffer> input;
   if (joined.activations.has_value()) {
     RETURN_IF_ERROR(CheckActivations(*joined.activations));
     output.stamps = std::move(joined.activations->stamps);
-    input =
-        absl::MakeConstSpan(joined.activations->payload->floats(), joined.activations->payload->num_floats());
+    input = std::move(joined.activations->payload);
   }
   StageStamp stamp;
   stamp.received_ns = joined.received_ns;
   const int64_t cpu_before = ThreadCpuNanos();
   stamp.started_ns = SteadyNanos();
-  const absl::Span<const float> activations = model_->Run(joined.batch, input, *cache_);
+  std::shared_ptr<PooledBuffer> activations = stage_->Run(joined.batch, std::move(input), *cache_);
   if (options_.last) {
-    output.results = model_->Sample(joined.batch);
+    output.results = stage_->Sample(joined.batch, *activations);
   } else {
-    output.activations = activations;
+    output.activations = std::move(activations);
   }
   stamp.ended_ns = SteadyNanos();
   stamp.cpu_ns = ThreadCpuNanos() - cpu_before;

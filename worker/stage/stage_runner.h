@@ -8,8 +8,8 @@
 #include "absl/status/status.h"
 #include "worker/kv/kv_cache.h"
 #include "worker/stage/microbatch_joiner.h"
+#include "worker/stage/stage_compute.h"
 #include "worker/stage/stage_io.h"
-#include "worker/stage/stage_model.h"
 
 namespace millrace {
 
@@ -28,8 +28,8 @@ class StageRunner {
   // Takes an output; an error ends the run.
   using Emit = std::function<absl::Status(StageOutput)>;
 
-  // `model`, `cache`, `inbox` outlive this.
-  StageRunner(const StageRunnerOptions& options, StageModel* model, KvCache* cache, StageInbox* inbox,
+  // `stage`, `cache`, `inbox` outlive this.
+  StageRunner(const StageRunnerOptions& options, StageCompute* stage, KvCache* cache, StageInbox* inbox,
               Emit emit);
 
   // Runs until the inbox is closed (OK), or until an input or an output is at fault (what and which
@@ -44,7 +44,7 @@ class StageRunner {
   absl::Status CheckActivations(const HopMessage& message) const;
 
   const StageRunnerOptions options_;
-  StageModel* const model_;
+  StageCompute* const stage_;
   KvCache* const cache_;
   StageInbox* const inbox_;
   const Emit emit_;

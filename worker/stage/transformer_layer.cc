@@ -67,7 +67,7 @@ void TransformerLayer::FeedForward(const LayerWeights& weights, size_t rows) {
 
 void TransformerLayer::Norm(const std::vector<float>& weight, size_t rows) {
   kernels::RmsNormArgs norm;
-  norm.x = a_.residual.data();
+  norm.x = a_.residual;
   norm.weight = weight.data();
   norm.out = a_.normed.data();
   norm.rows = rows;
@@ -92,7 +92,7 @@ void TransformerLayer::AddProduct(const FloatBuffer& x, const kernels::WeightMat
   product.x = x.data();
   product.rows = rows;
   product.weights = weights;
-  product.out = a_.residual.data();
+  product.out = a_.residual;
   product.accumulate = true;
   product.scratch = a_.scratch.data();
   backend_.MatMul(product);

@@ -31,6 +31,16 @@ void* operator new(size_t bytes, const std::nothrow_t&) noexcept {
 void* operator new[](size_t bytes, const std::nothrow_t&) noexcept {
   return Allocate(bytes);
 }
+void* operator new(size_t bytes, std::align_val_t alignment) {
+  if (bytes > largest_allocation) largest_allocation = bytes;
+  const size_t step = static_cast<size_t>(alignment);
+  void* memory = std::aligned_alloc(step, (bytes + step - 1) / step * step);
+  if (memory == nullptr) std::abort();
+  return memory;
+}
+void operator delete(void* memory, std::align_val_t) noexcept {
+  std::free(memory);
+}
 void operator delete(void* memory) noexcept {
   std::free(memory);
 }
@@ -64,9 +74,9 @@ TEST(AllocationTest, AStepAllocatesNothingLarge) {
 
   StageModel& stage = ring.stage(0);
   largest_allocation = 0;
-  stage.Run(batch, {}, ring.cache(0));
+  const std::shared_ptr<PooledBuffer> residual = stage.Run(batch, nullptr, ring.cache(0));
   EXPECT_LE(largest_allocation, 1024u) << "the layers work in what Create allocated";
-  const std::vector<SequenceResult> results = stage.Sample(batch);
+  const std::vector<SequenceResult> results = stage.Sample(batch, *residual);
   EXPECT_EQ(results[0].prompt_logprobs.size(), 511u);
   // Sampling holds its answer and a list of the rows it needs, and no activations, logits or vocabulary.
   EXPECT_LT(largest_allocation, 512 * 2 * sizeof(TokenLogprobs));

@@ -176,6 +176,24 @@ TEST_P(StageModelTest, WhatABlockHeldBeforeDoesNotMatter) {
   EXPECT_TRUE(IsBitEqual(AllLogits(ring, sequence_, 9), whole));
 }
 
+// The same for the buffers that residual streams live in, behind their rows, too.
+TEST_P(StageModelTest, WhatABufferHeldBeforeDoesNotMatter) {
+  StageRing ring(model_, {});
+  const StageBatch batch = BatchOf({sequence_.Segment(0, 9)});
+  std::shared_ptr<PooledBuffer> residual = ring.stage(0).Run(batch, nullptr, ring.cache(0));
+  const PooledBuffer* const used = residual.get();
+  const std::vector<float> clean(residual->floats(), residual->floats() + residual->num_floats());
+  std::fill_n(residual->floats(), residual->capacity / sizeof(float),
+              std::numeric_limits<float>::quiet_NaN());
+  residual.reset();
+  residual = ring.stage(0).Run(batch, nullptr, ring.cache(0));
+  ASSERT_EQ(residual.get(), used);
+  EXPECT_TRUE(IsBitEqual(clean, {residual->floats(), residual->floats() + residual->num_floats()}));
+  for (size_t i = residual->num_floats(); i < residual->capacity / sizeof(float); ++i) {
+    ASSERT_TRUE(std::isnan(residual->floats()[i])) << "wrote behind the rows";
+  }
+}
+
 TEST_P(StageModelTest, WeightBytesAreThoseOfTheFile) {
   for (const std::vector<uint32_t>& layers : std::vector<std::vector<uint32_t>>{{3}, {1, 1, 1}}) {
     StageRing ring(model_, {.layers = layers});

@@ -74,17 +74,16 @@ StageRing::StageRing(const TestModel& model, StageRingOptions options) {
 std::vector<SequenceResult> StageRing::Run(const StageBatch& batch) {
   OkOrDie(CheckBatch(batch, limits_));
   hops_.clear();
+  residual_ = nullptr;
   for (size_t i = 0; i < stages_.size(); ++i) {
-    const absl::Span<const float> input =
-        i == 0 ? absl::Span<const float>() : absl::MakeConstSpan(hops_.back());
-    const absl::Span<const float> output = stages_[i]->Run(batch, input, *caches_[i]);
-    hops_.emplace_back(output.begin(), output.end());
+    residual_ = stages_[i]->Run(batch, std::move(residual_), *caches_[i]);
+    hops_.emplace_back(residual_->floats(), residual_->floats() + residual_->num_floats());
   }
-  return stages_.back()->Sample(batch);
+  return stages_.back()->Sample(batch, *residual_);
 }
 
 std::vector<float> StageRing::Logits(uint32_t row) {
-  const absl::Span<const float> logits = stages_.back()->Logits(row);
+  const absl::Span<const float> logits = stages_.back()->Logits(row, *residual_);
   return {logits.begin(), logits.end()};
 }
 

@@ -58,6 +58,7 @@ class StageRing {
   std::vector<std::unique_ptr<StageModel>> stages_;
   std::vector<std::unique_ptr<KvCache>> caches_;
   std::vector<std::vector<float>> hops_;
+  std::shared_ptr<PooledBuffer> residual_;
 };
 
 // A sequence's tokens and blocks, and segments of it.

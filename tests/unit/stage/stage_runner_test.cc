@@ -13,6 +13,7 @@
 #include "model/gguf_file.h"
 #include "model/hyper_parameters.h"
 #include "tests/testing/tiny_llama.h"
+#include "worker/stage/stage_model.h"
 
 namespace millrace {
 namespace {
@@ -52,8 +53,11 @@ class StageRunnerTest : public ::testing::Test {
   }
 
   absl::Status Keep(StageOutput output) {
-    activations_.emplace_back(output.activations.begin(), output.activations.end());
-    output.activations = {};
+    std::vector<float>& kept = activations_.emplace_back();
+    if (output.activations != nullptr) {
+      kept.assign(output.activations->floats(),
+                  output.activations->floats() + output.activations->num_floats());
+    }
     outputs_.push_back(std::move(output));
     return emit_status_;
   }
@@ -172,6 +176,18 @@ TEST_F(StageRunnerTest, UsesTheActivationsItWasGiven) {
   ASSERT_TRUE(RunAll().ok());
   ASSERT_EQ(activations_.size(), 2u);
   EXPECT_NE(activations_[0], activations_[1]);
+}
+
+TEST_F(StageRunnerTest, WorksInTheBufferItReceived) {
+  Make(false, false);
+  HopMessage message = Activations(1, 2);
+  const PooledBuffer* received = message.payload.get();
+  Feed(std::move(message));
+  Feed(Batch(1, 0, {5, 6}));
+  ASSERT_TRUE(RunAll().ok());
+  ASSERT_EQ(outputs_.size(), 1u);
+  EXPECT_EQ(outputs_[0].activations.get(), received);
+  EXPECT_EQ(outputs_[0].activations.use_count(), 1) << "the sender alone holds it";
 }
 
 TEST_F(StageRunnerTest, RunsInTheOrderOfTheIds) {
