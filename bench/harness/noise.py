@@ -37,18 +37,17 @@ def process_ticks(pid):
     return sum(int(x) for x in fields[11:15])
 
 
-def thread_ticks(pid):
-    """{thread name: ticks} of one process; threads of one name are added up."""
-    ticks = {}
-    for task in pathlib.Path(f"/proc/{pid}/task").glob("*/stat"):
+def thread_seconds(pid):
+    """{thread name: seconds of CPU} of one process; threads of one name are added up."""
+    seconds = {}
+    for task in pathlib.Path(f"/proc/{pid}/task").iterdir():
         try:
-            text = task.read_text()
+            name = (task / "comm").read_text().strip()
+            used = int((task / "schedstat").read_text().split()[0]) * 1e-9
         except OSError:
-            continue
-        name = text[text.index("(") + 1:text.rindex(")")]
-        fields = text.rsplit(")", 1)[1].split()
-        ticks[name] = ticks.get(name, 0) + int(fields[11]) + int(fields[12])
-    return ticks
+            continue  # it has just ended, or the kernel keeps no such account
+        seconds[name] = seconds.get(name, 0.0) + used
+    return seconds
 
 
 class Noise:
