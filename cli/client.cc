@@ -103,6 +103,8 @@ void GenerateFlags::Declare(OptionSet& set) {
   set.AddString("stop", &stop_, "TEXT", "stop before this text");
   set.AddString("request-id", &request_id_, "ID", "name of the request; default: made by the server");
   set.AddBool("ignore-eos", &ignore_eos_, "go on when the model ends its answer");
+  set.AddInt("priority", &priority_, -100, 100,
+             "the lower, the sooner; a level counts as a second of waiting");
   set.AddDuration("timeout", &timeout_, "give up after so long; 0: never");
 }
 
@@ -122,6 +124,7 @@ void GenerateFlags::Fill(v1::GenerateRequest& request) const {
   if (min_tokens_ > 0) stop.set_min_tokens(static_cast<uint32_t>(min_tokens_));
   if (!stop_.empty()) stop.add_strings(stop_);
   if (ignore_eos_) stop.set_ignore_eos(true);
+  if (priority_ != 0) request.set_priority(static_cast<int32_t>(priority_));
   if (logprobs_ >= 0) request.set_logprobs(static_cast<uint32_t>(logprobs_));
 }
 

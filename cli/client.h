@@ -89,6 +89,7 @@ class GenerateFlags {
   std::string stop_;
   std::string request_id_;
   bool ignore_eos_ = false;
+  int64_t priority_ = 0;
   absl::Duration timeout_ = absl::ZeroDuration();
 };
 

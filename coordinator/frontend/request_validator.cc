@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
 #include "coordinator/frontend/error_detail.h"
+#include "coordinator/scheduler/microbatch_plan.h"
 
 namespace millrace {
 namespace {
@@ -245,6 +246,11 @@ absl::StatusOr<CheckedRequest> CheckGenerateRequest(v1::GenerateRequest request,
     RETURN_IF_ERROR(CheckLogprobs("prompt_logprobs", request.prompt_logprobs(), "INVALID_PROMPT_LOGPROBS"));
     checked.prompt_logprobs = request.prompt_logprobs();
   }
+  if (request.priority() < -kMaxPriority || request.priority() > kMaxPriority) {
+    return Invalid("INVALID_PRIORITY", "priority is ", request.priority(), "; it must lie in [",
+                   -kMaxPriority, ", ", kMaxPriority, "]");
+  }
+  checked.priority = request.priority();
   return checked;
 }
 

@@ -56,6 +56,7 @@ struct CheckedRequest {
   std::vector<std::string> stop_strings;
   std::vector<TokenId> stop_token_ids;
   std::optional<uint32_t> prompt_logprobs;
+  int32_t priority = 0;
 };
 
 // Errors, each with a reason (error_detail.h):
@@ -65,7 +66,7 @@ struct CheckedRequest {
 //                       INVALID_TOP_P, INVALID_MIN_P, INVALID_REPETITION_PENALTY, INVALID_PRESENCE_PENALTY,
 //                       INVALID_FREQUENCY_PENALTY, INVALID_LOGIT_BIAS, INVALID_MAX_TOKENS,
 //                       INVALID_MIN_TOKENS, INVALID_STOP_STRINGS, INVALID_STOP_TOKENS, INVALID_LOGPROBS,
-//                       INVALID_PROMPT_LOGPROBS
+//                       INVALID_PROMPT_LOGPROBS, INVALID_PRIORITY
 //   RESOURCE_EXHAUSTED  INPUT_TOO_LARGE
 absl::StatusOr<CheckedRequest> CheckGenerateRequest(v1::GenerateRequest request, const RequestLimits& limits);
 

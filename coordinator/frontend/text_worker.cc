@@ -119,6 +119,7 @@ absl::Status TextWorker::Submit(GenerateJob& job, EncodedPrompt prompt) {
   request.ignore_eos = checked.ignore_eos;
   request.stop_token_ids = std::move(checked.stop_token_ids);
   request.deadline = job.stream->deadline();
+  request.priority = checked.priority;
   request.prompt = std::move(prompt.ids);
 
   v1::GenerateEvent started = StartedEvent(*job.stream, request);

@@ -159,7 +159,7 @@ uint32_t BatchComposer::AdmissionMargin() const {
 }
 
 bool BatchComposer::CanAdmit(size_t index) const {
-  // A sequence preempted now stands before all that wait.
+  // A sequence preempted now may stand before this one.
   if (kept_ < s_.num_running || view(index).in_flight) return false;
   if (kept_ + admitted_ >= s_.max_running_sequences) return false;
   return free_blocks_ >= uint64_t{committed_blocks_} + BlocksFor(view(index).tokens + 1) + AdmissionMargin();

@@ -32,8 +32,8 @@ struct BatchSnapshot {
   uint32_t num_blocks = 0;
   uint32_t free_blocks = 0;
   bool prefill_turn = false;  // the last microbatch carried no prefill
-  // Running ones, oldest first; then the first waiting ones, next first. Every running one is older than
-  // every waiting one: a sequence's index is its age, and the policy keeps it so.
+  // Running ones, oldest first; then the first waiting ones, next first. A waiting one may be older than
+  // running ones, if it came after them and is more urgent; they go on running all the same.
   std::vector<SequenceView> sequences;
   size_t num_running = 0;
 };
@@ -62,9 +62,9 @@ inline constexpr uint32_t kMinChunkRows = 16;
 // waits. So the oldest running one can always go on. A waiting one is admitted, strictly in order, when all
 // of its known tokens and one more fit beside what running prefills still need and one block for each running
 // sequence (at most an eighth of all blocks); that margin keeps a sequence just admitted from being preempted
-// at once.
+// at once. Where one was preempted nothing is admitted, as it may be that one's turn.
 //
-// REQUIRES: the oldest sequence alone fits into num_blocks. Cost: n log n in the ready decodes, linear in the
+// REQUIRES: each sequence alone fits into num_blocks. Cost: n log n in the ready decodes, linear in the
 // rest.
 BatchDecision DecideBatch(const BatchSnapshot& snapshot);
 

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <string>
 #include <variant>
 #include <vector>
 
@@ -12,6 +13,11 @@
 #include "common/ids.h"
 
 namespace millrace {
+
+// A request of priority q is ordered as if it had arrived q times kPriorityUnit later (earlier if q is below
+// 0).
+inline constexpr int32_t kMaxPriority = 100;  // either way
+constexpr absl::Duration kPriorityUnit = absl::Seconds(1);
 
 // One request, tokenized and validated.
 struct SequenceRequest {
@@ -24,6 +30,7 @@ struct SequenceRequest {
   bool ignore_eos = false;
   std::vector<TokenId> stop_token_ids;
   absl::Time deadline = absl::InfiniteFuture();
+  int32_t priority = 0;  // within kMaxPriority of 0; the lower, the sooner
 };
 
 // Consecutive positions of one sequence in a microbatch.

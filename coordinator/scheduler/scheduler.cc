@@ -26,9 +26,8 @@ struct Scheduler::Impl {
     BatchFeatures features;
     absl::Time planned;
   };
-  // By order of arrival. Every running sequence is older than every waiting one: admission takes the oldest
-  // waiting, preemption the youngest running.
-  using ByAge = std::map<uint64_t, Sequence*>;
+  // Oldest first. Admission takes the oldest waiting, preemption the youngest running.
+  using ByAge = std::map<SequenceOrder, Sequence*>;
 
   explicit Impl(SchedulerOptions o) : options(std::move(o)) {}
 
@@ -51,7 +50,8 @@ struct Scheduler::Impl {
   void ApplyToken(Sequence* sequence, SequenceResult result, absl::Time now);
   BatchSnapshot Snapshot() const;
   void PreemptYoungest();
-  void AdmitOldest();
+  Sequence* AdmitOldest();
+  void CheckOrder() const;
   MicrobatchPlan BuildPlan(const std::vector<BatchPick>& picks, const std::vector<Sequence*>& by_index,
                            absl::Time now);
 
@@ -66,7 +66,7 @@ struct Scheduler::Impl {
   std::deque<InFlight> in_flight;
   std::vector<SchedulerAction> actions;
   uint64_t next_microbatch = 1;
-  uint64_t next_number = 0;
+  uint64_t next_change = 0;  // of a sequence between arrived, running and preempted
   uint64_t next_ready_order = 0;
   bool prefill_turn = false;
   SchedulerLoad totals;
@@ -116,7 +116,7 @@ void Scheduler::Impl::End(Sequence* sequence, const absl::Status& status, const 
   actions.push_back(sequence->Finish(status, end, output_tokens, now));
   ++(status.ok() ? totals.finished : totals.failed);
   blocks.FreeAll(sequence->mutable_blocks());
-  (sequence->running() ? running : waiting).erase(sequence->number());
+  (sequence->running() ? running : waiting).erase(sequence->order());
   deadlines.erase({sequence->deadline(), sequence->id()});
   live.erase(SequenceId(sequence->id()));
 }
@@ -155,7 +155,7 @@ BatchSnapshot Scheduler::Impl::Snapshot() const {
   // Each one admitted takes at least a row.
   const size_t admissible = std::min<size_t>(waiting.size(), options.max_rows);
   snapshot.sequences.reserve(running.size() + admissible);
-  for (const auto& [number, sequence] : running) snapshot.sequences.push_back(ViewOf(*sequence));
+  for (const auto& [order, sequence] : running) snapshot.sequences.push_back(ViewOf(*sequence));
   for (auto it = waiting.begin(); snapshot.sequences.size() < running.size() + admissible; ++it) {
     snapshot.sequences.push_back(ViewOf(*it->second));
   }
@@ -165,14 +165,16 @@ BatchSnapshot Scheduler::Impl::Snapshot() const {
 void Scheduler::Impl::PreemptYoungest() {
   Sequence* sequence = running.rbegin()->second;
   blocks.FreeAll(sequence->mutable_blocks());
-  sequence->Preempt();
+  sequence->Preempt(next_change++);
   waiting.insert(running.extract(std::prev(running.end())));
   ++totals.preemptions;
 }
 
-void Scheduler::Impl::AdmitOldest() {
-  waiting.begin()->second->Start();
+Sequence* Scheduler::Impl::AdmitOldest() {
+  Sequence* sequence = waiting.begin()->second;
+  sequence->Start(next_change++);
   running.insert(waiting.extract(waiting.begin()));
+  return sequence;
 }
 
 MicrobatchPlan Scheduler::Impl::BuildPlan(const std::vector<BatchPick>& picks,
@@ -196,6 +198,27 @@ MicrobatchPlan Scheduler::Impl::BuildPlan(const std::vector<BatchPick>& picks,
   timing.OnPlanned(record.features);
   in_flight.push_back(std::move(record));
   return plan;
+}
+
+// Nobody was admitted past an older one that waited, and who was preempted was the youngest. So a running
+// sequence is older than each that waited when it was admitted, and than each that was preempted: those, too,
+// waited when a later one was admitted.
+void Scheduler::Impl::CheckOrder() const {
+  std::map<uint64_t, const Sequence*> by_change;
+  for (const auto& [order, sequence] : running) by_change.emplace(sequence->since(), sequence);
+  for (const auto& [order, sequence] : waiting) by_change.emplace(sequence->since(), sequence);
+  MILLRACE_CHECK(by_change.size() == live.size());
+  const Sequence* oldest_waiting = nullptr;  // of those that have waited since before the one looked at
+  for (const auto& [change, sequence] : by_change) {
+    if (sequence->running()) {
+      MILLRACE_CHECK(oldest_waiting == nullptr || sequence->order() < oldest_waiting->order());
+    } else if (oldest_waiting == nullptr || sequence->order() < oldest_waiting->order()) {
+      oldest_waiting = sequence;
+    }
+    if (!sequence->running() && sequence->preempted()) {
+      MILLRACE_CHECK(running.empty() || running.rbegin()->first < sequence->order());
+    }
+  }
 }
 
 Scheduler::Scheduler(SchedulerOptions options) : impl_(std::make_unique<Impl>(std::move(options))) {
@@ -241,9 +264,8 @@ void Scheduler::Add(SequenceRequest request, absl::Time now) {
   const uint32_t max_tokens = std::clamp(request.max_tokens, 1u, impl_->TokenLimit() - prompt);
   if (request.deadline != absl::InfiniteFuture()) impl_->deadlines.insert({request.deadline, request.id});
   const SequenceId id = request.id;
-  const uint64_t number = impl_->next_number++;
-  auto sequence = std::make_unique<Sequence>(std::move(request), max_tokens, number, now);
-  impl_->waiting.emplace(number, sequence.get());
+  auto sequence = std::make_unique<Sequence>(std::move(request), max_tokens, impl_->next_change++, now);
+  impl_->waiting.emplace(sequence->order(), sequence.get());
   impl_->live.emplace(id, std::move(sequence));
 }
 
@@ -304,11 +326,12 @@ std::optional<MicrobatchPlan> Scheduler::PlanNext(absl::Time now) {
   const BatchSnapshot snapshot = impl_->Snapshot();
   const BatchDecision decision = DecideBatch(snapshot);
   for (size_t i = 0; i < decision.num_preempted; ++i) impl_->PreemptYoungest();
-  for (size_t i = 0; i < decision.num_admitted; ++i) impl_->AdmitOldest();
-  if (decision.picks.empty()) return std::nullopt;
+  // As in the snapshot: an admitted one comes last, though it may be older than others.
   std::vector<Sequence*> by_index;
-  by_index.reserve(impl_->running.size());
-  for (const auto& [number, sequence] : impl_->running) by_index.push_back(sequence);
+  by_index.reserve(impl_->running.size() + decision.num_admitted);
+  for (const auto& [order, sequence] : impl_->running) by_index.push_back(sequence);
+  for (size_t i = 0; i < decision.num_admitted; ++i) by_index.push_back(impl_->AdmitOldest());
+  if (decision.picks.empty()) return std::nullopt;
   impl_->prefill_turn = !decision.has_prefill;
   return impl_->BuildPlan(decision.picks, by_index, now);
 }
@@ -337,8 +360,8 @@ bool Scheduler::idle() const {
 void Scheduler::CheckInvariants() const {
   std::vector<bool> owned(impl_->blocks.num_blocks(), false);
   uint32_t num_owned = 0;
-  for (const auto& [number, sequence] : impl_->running) {
-    MILLRACE_CHECK(sequence->running() && sequence->number() == number);
+  for (const auto& [order, sequence] : impl_->running) {
+    MILLRACE_CHECK(sequence->running() && sequence->order() == order);
     MILLRACE_CHECK(sequence->planned() > 0 && sequence->planned() <= sequence->tokens());
     const uint64_t held = sequence->blocks().size();
     const uint64_t bt = impl_->ring->block_tokens;
@@ -350,13 +373,12 @@ void Scheduler::CheckInvariants() const {
     }
   }
   MILLRACE_CHECK(num_owned == impl_->blocks.num_used());
-  for (const auto& [number, sequence] : impl_->waiting) {
-    MILLRACE_CHECK(!sequence->running() && sequence->planned() == 0 && sequence->blocks().empty());
+  for (const auto& [order, sequence] : impl_->waiting) {
+    MILLRACE_CHECK(!sequence->running() && sequence->order() == order);
+    MILLRACE_CHECK(sequence->planned() == 0 && sequence->blocks().empty());
   }
   MILLRACE_CHECK(impl_->live.size() == impl_->running.size() + impl_->waiting.size());
-  if (!impl_->running.empty() && !impl_->waiting.empty()) {
-    MILLRACE_CHECK(impl_->running.rbegin()->first < impl_->waiting.begin()->first);
-  }
+  impl_->CheckOrder();
   MILLRACE_CHECK(impl_->running.size() <= impl_->options.max_running_sequences);
 }
 

@@ -7,9 +7,19 @@
 // written on each stage before a later microbatch, the only kind that the blocks can be given to, is run
 // there.
 //
-// A preempted sequence keeps its tokens and waits before all that arrived later. What is in flight of it
-// still counts; once that has landed it may start again, by prefilling everything known. Nothing is reported
-// twice.
+// A preempted sequence keeps its tokens and waits in its place. What is in flight of it still counts; once
+// that has landed it may start again, by prefilling everything known. Nothing is reported twice.
+//
+// Order: sequences are older or younger by virtual arrival, the time of arrival plus priority times
+// kPriorityUnit. The oldest waiting one is admitted next, never one past it; who runs goes on running,
+// however urgent those are that arrive; when blocks run out the youngest running one is preempted. Hence
+// - something always runs: the oldest running sequence can take the blocks of all others, and fits alone;
+// where
+//   none runs, the oldest waiting one finds all blocks free (Add refuses what does not fit), as soon as what
+//   is in flight of it has landed.
+// - nobody starves: running sequences end, as their lengths are bounded, and then the oldest waiting one is
+//   admitted before any other. Who arrives 2 * kMaxPriority * kPriorityUnit after a sequence is younger than
+//   it, so that at most those that came before then are admitted before it, or preempt it once it runs.
 #pragma once
 
 #include <cstdint>

@@ -14,19 +14,29 @@ bool Contains(absl::Span<const TokenId> ids, TokenId id) {
 
 }  // namespace
 
-Sequence::Sequence(SequenceRequest request, uint32_t max_tokens, uint64_t number, absl::Time now)
+Sequence::Sequence(SequenceRequest request, uint32_t max_tokens, uint64_t change, absl::Time now)
     : request_(std::move(request)),
       max_tokens_(max_tokens),
-      number_(number),
+      order_(now + request_.priority * kPriorityUnit, change),
       prompt_tokens_(static_cast<uint32_t>(request_.prompt.size())),
       tokens_(std::move(request_.prompt)),
+      since_(change),
       arrived_(now) {
   MILLRACE_CHECK(prompt_tokens_ > 0 && max_tokens_ > 0);
+  MILLRACE_CHECK(request_.priority >= -kMaxPriority && request_.priority <= kMaxPriority);
 }
 
-void Sequence::Preempt() {
+void Sequence::Start(uint64_t change) {
+  MILLRACE_CHECK(!running_);
+  running_ = true;
+  since_ = change;
+}
+
+void Sequence::Preempt(uint64_t change) {
   MILLRACE_CHECK(running_ && blocks_.empty());
   running_ = false;
+  preempted_ = true;
+  since_ = change;
   planned_ = 0;
 }
 

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -18,15 +19,18 @@ struct SequenceEnd {
   std::optional<TokenId> matched_token;
 };
 
+// Whose turn it is: by virtual arrival, and by order of arrival where that is equal. Less is older.
+using SequenceOrder = std::pair<absl::Time, uint64_t>;
+
 // Thread: engine. A live sequence waits or runs; it holds blocks only while it runs. Positions 0 .. planned()
 // - 1 are, or will be once the microbatches in flight have passed, in the KV cache.
 class Sequence {
  public:
-  // `max_tokens`: of the request, capped. `number`: order of arrival.
-  Sequence(SequenceRequest request, uint32_t max_tokens, uint64_t number, absl::Time now);
+  // `max_tokens`: of the request, capped. `change`: see since(); it grows with each arrival.
+  Sequence(SequenceRequest request, uint32_t max_tokens, uint64_t change, absl::Time now);
 
   SequenceId id() const { return request_.id; }
-  uint64_t number() const { return number_; }
+  const SequenceOrder& order() const { return order_; }
   absl::Time deadline() const { return request_.deadline; }
   uint32_t tokens() const { return static_cast<uint32_t>(tokens_.size()); }
   uint32_t prompt_tokens() const { return prompt_tokens_; }
@@ -35,14 +39,18 @@ class Sequence {
   uint32_t in_flight() const { return in_flight_; }
   uint64_t ready_order() const { return ready_order_; }
   bool running() const { return running_; }
+  // Of all arrivals, admissions and preemptions, the number of the last one of this sequence.
+  uint64_t since() const { return since_; }
+  bool preempted() const { return preempted_; }  // at least once
   const std::vector<BlockId>& blocks() const { return blocks_; }
   // For the allocator to fill and to empty.
   std::vector<BlockId>* mutable_blocks() { return &blocks_; }
 
-  void Start() { running_ = true; }
+  // `change`: see since().
+  void Start(uint64_t change);
 
   // Back to waiting: everything known is computed again, nothing is reported again. REQUIRES: no blocks held.
-  void Preempt();
+  void Preempt(uint64_t change);
 
   // Puts the next `rows` known tokens into a microbatch; samples if they are the last known ones.
   // REQUIRES: running, 1 <= rows <= tokens() - planned(), blocks for all planned positions.
@@ -70,7 +78,7 @@ class Sequence {
 
   SequenceRequest request_;  // its prompt has moved to tokens_
   const uint32_t max_tokens_;
-  const uint64_t number_;
+  const SequenceOrder order_;
   uint32_t prompt_tokens_;
   std::vector<TokenId> tokens_;  // prompt, then generated
   std::vector<BlockId> blocks_;
@@ -79,6 +87,8 @@ class Sequence {
   uint32_t prompt_reported_ = 1;  // prompt tokens whose log probabilities were given out; the first has none
   uint64_t ready_order_ = 0;
   bool running_ = false;
+  bool preempted_ = false;
+  uint64_t since_;
 
   absl::Time arrived_;
   absl::Time first_planned_ = absl::InfiniteFuture();

@@ -214,6 +214,11 @@ std::vector<Row> StopRows() {
        "logprobs is 33; the limit is 32"},
       {"33 prompt_logprobs", [](v1::GenerateRequest& r) { r.set_prompt_logprobs(33); },
        "INVALID_PROMPT_LOGPROBS", "prompt_logprobs is 33; the limit is 32"},
+      {"priority 100", [](v1::GenerateRequest& r) { r.set_priority(100); }, "", ""},
+      {"priority 101", [](v1::GenerateRequest& r) { r.set_priority(101); }, "INVALID_PRIORITY",
+       "priority is 101; it must lie in [-100, 100]"},
+      {"priority -101", [](v1::GenerateRequest& r) { r.set_priority(-101); }, "INVALID_PRIORITY",
+       "priority is -101"},
   };
 }
 

@@ -63,12 +63,14 @@ class Simulation {
   uint64_t to_arrive_;
   uint64_t next_id_ = 1;
   uint32_t long_percent_;
+  uint64_t max_priority_;  // either way; times are milliseconds, so a level is much
 };
 
 Simulation::Simulation(uint64_t seed)
     : random_(seed), options_(MakeOptions()), scheduler_(options_), clients_(options_) {
   arrival_gap_ = absl::Microseconds(OneOf({0, 200, 2000, 5000}));
   to_arrive_ = 5 + Random(60);
+  max_priority_ = OneOf<uint64_t>({0, 1, 100});
   long_percent_ = static_cast<uint32_t>(OneOf({0, 20, 80}));
   StartRing();
   At(now_, [this] { Arrive(); });
@@ -113,6 +115,8 @@ SequenceRequest Simulation::MakeRequest() {
   if (Chance(20)) request.min_tokens = static_cast<uint32_t>(Random(20));
   request.ignore_eos = Chance(60);
   if (Chance(20)) request.stop_token_ids = {static_cast<TokenId>(Random(kToyVocabulary)), 1};
+  request.priority =
+      static_cast<int32_t>(Random(2 * max_priority_ + 1)) - static_cast<int32_t>(max_priority_);
   if (Chance(15)) request.deadline = now_ + absl::Microseconds(Random(300000));
   return request;
 }

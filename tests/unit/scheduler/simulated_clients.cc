@@ -27,6 +27,13 @@ TokenId TokenAt(const SimulatedClient& client, uint32_t position) {
 
 }  // namespace
 
+bool IsOlder(const SimulatedClient& a, const SimulatedClient& b) {
+  const auto due = [](const SimulatedClient& client) {
+    return client.arrived + absl::Seconds(1) * client.request.priority;
+  };
+  return due(a) != due(b) ? due(a) < due(b) : a.request.id < b.request.id;
+}
+
 void SimulatedClients::OnRingReady(const RingShape& shape) {
   ring_ = shape;
   last_microbatch_ = 0;
@@ -94,11 +101,11 @@ absl::Status SimulatedClients::OnPlan(const MicrobatchPlan& plan, absl::Time now
     RETURN_IF_ERROR(OnSegment(segment, now));
     in_flight_[plan.id].push_back(segment.sequence);
   }
-  for (auto& [id, client] : live_) {  // first come, first served
+  for (auto& [id, client] : live_) {
     if (client.first_planned != absl::InfiniteFuture()) continue;
     for (const PlanSegment& segment : plan.segments) {
-      if (id < segment.sequence && live_.at(segment.sequence).first_planned == now &&
-          segment.first_position == 0) {
+      const SimulatedClient& planned = live_.at(segment.sequence);
+      if (planned.first_planned == now && segment.first_position == 0 && IsOlder(client, planned)) {
         return Wrong(segment.sequence, "overtook sequence ", id.value());
       }
     }
@@ -295,8 +302,9 @@ absl::Status SimulatedClients::CheckProgress(const SchedulerLoad& load) {
   if (!ring_ || live_.empty()) return absl::OkStatus();
   if (in_flight_.empty()) return absl::InternalError("deadlock: nothing in flight while sequences live");
   most_running_ = std::max(most_running_, load.running);
-  const auto oldest = live_.begin();
-  RETURN_IF_ERROR(CheckTurn(oldest->first, oldest->second, &oldest_));
+  // The oldest of those that have started: one that came later and is more urgent waits for room.
+  const auto oldest = Oldest([](const SimulatedClient&) { return true; });
+  if (oldest != live_.end()) RETURN_IF_ERROR(CheckTurn(oldest->first, oldest->second, &oldest_));
   // Where blocks are short, the others wait for reasons that cannot be told apart from here.
   if (load.blocks_used == load.blocks_total) short_until_ = last_microbatch_;
   if (load.preemptions > 0) return absl::OkStatus();
@@ -307,12 +315,20 @@ absl::Status SimulatedClients::CheckProgress(const SchedulerLoad& load) {
     }
     RETURN_IF_ERROR(CheckTurn(id, client, nullptr));
   }
-  const auto prefilling = std::find_if(live_.begin(), live_.end(), [](const auto& entry) {
-    const SimulatedClient& client = entry.second;
-    return client.first_planned != absl::InfiniteFuture() && client.planned_end < PromptTokens(client);
-  });
+  const auto prefilling =
+      Oldest([](const SimulatedClient& client) { return client.planned_end < PromptTokens(client); });
   return prefilling == live_.end() ? absl::OkStatus()
                                    : CheckTurn(prefilling->first, prefilling->second, &oldest_prefill_);
+}
+
+SimulatedClients::Live::const_iterator SimulatedClients::Oldest(
+    const std::function<bool(const SimulatedClient&)>& eligible) const {
+  auto oldest = live_.end();
+  for (auto it = live_.begin(); it != live_.end(); ++it) {
+    if (it->second.first_planned == absl::InfiniteFuture() || !eligible(it->second)) continue;
+    if (oldest == live_.end() || IsOlder(it->second, oldest->second)) oldest = it;
+  }
+  return oldest;
 }
 
 // A sequence that can run has its turn at the latest when every other one has had two. `place`: what it is

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <optional>
 #include <vector>
@@ -33,6 +34,9 @@ struct SimulatedClient {
   absl::StatusCode must_end_with = absl::StatusCode::kOk;  // other than OK: by the next actions
 };
 
+// Whose turn comes first.
+bool IsOlder(const SimulatedClient& a, const SimulatedClient& b);
+
 class SimulatedClients {
  public:
   explicit SimulatedClients(SchedulerOptions options) : options_(std::move(options)) {}
@@ -54,7 +58,8 @@ class SimulatedClients {
   // After PlanNext gave nothing: everything that could run does.
   absl::Status CheckProgress(const SchedulerLoad& load);
 
-  const std::map<SequenceId, SimulatedClient>& live() const { return live_; }
+  using Live = std::map<SequenceId, SimulatedClient>;
+  const Live& live() const { return live_; }
   uint64_t ended() const { return ended_; }
 
  private:
@@ -71,13 +76,15 @@ class SimulatedClients {
   absl::Status OnToken(const TokenReady& ready, absl::Time now);
   absl::Status OnFinished(const SequenceFinished& finished, absl::Time now);
   absl::Status CheckReason(const SequenceFinished& finished, const SimulatedClient& client) const;
+  // Of those that have started.
+  Live::const_iterator Oldest(const std::function<bool(const SimulatedClient&)>& eligible) const;
   absl::Status CheckTurn(SequenceId id, const SimulatedClient& client, Place* place);
   absl::Status CheckTimings(const SequenceFinished& finished, const SimulatedClient& client,
                             absl::Time now) const;
 
   const SchedulerOptions options_;
   std::optional<RingShape> ring_;
-  std::map<SequenceId, SimulatedClient> live_;  // ids are given in order of arrival
+  Live live_;  // ids are given in order of arrival
   std::map<MicrobatchId, std::vector<SequenceId>> in_flight_;
   uint64_t last_microbatch_ = 0;
   Place oldest_;
