@@ -1,8 +1,6 @@
 """From the load generator's windows to the figures of a row."""
 import statistics
 
-SECOND_FIELDS = ("busy", "active")
-
 
 def seconds(value):
     """A protobuf Duration in JSON ("1.5s"), or a number of seconds."""
@@ -37,14 +35,10 @@ class StageWindow:
         self.microbatches = int(end["microbatches"]) - int(begin["microbatches"])
         self.rows = int(end["rows"]) - int(begin["rows"])
         self.preempted = difference("preempted") if "preempted" in end else None
-        self.causes = {name: difference(name) for name in end if name.startswith("idle_") and name != "idle_no_work"}
-        self.no_work = difference("idle_no_work") if "idle_no_work" in end else None
-        self.active = active
-        if self.causes:
-            self.idle = sum(self.causes.values())
-        else:
-            # No account of causes: all of the time during which something was in flight and it did not compute.
-            self.idle = max(0.0, active - self.busy)
+        first, last = begin.get("idle") or {}, end.get("idle") or {}
+        self.causes = {name: seconds(last[name]) - seconds(first.get(name)) for name in last if name != "no_work"}
+        # Where the server gives no account of causes: all of the time with something in flight that it did not compute.
+        self.idle = sum(self.causes.values()) if self.causes else max(0.0, active - self.busy)
 
     @property
     def bubble(self):

@@ -10,13 +10,14 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 import decode_rows
 import load_rows
+import timed_rows
 from harness import noise
 from harness.cluster import BenchError, real_model
 from harness.table import Row, print_table, write_json
 
 SMALL = "SmolLM2-135M"
 LARGE = "random 1.1 B"
-ORDER = ["P1", "P2", "P3", "P4", "P6", "P7", "C5"]
+ORDER = ["P1", "P2", "P3", "P4", "P6", "P7", "P9", "C5"]
 
 
 @dataclasses.dataclass
@@ -28,10 +29,16 @@ class Settings:
     capacity_window: str
     poisson_requests: int
     poisson_windows: int
+    timed_stages: tuple
+    timed_warmup: str
+    timed_window: str
+    timed_worker_flags: tuple = ()
 
 
-FULL = Settings(rounds=5, warmup="1s", window="4s", capacity_window="10s", poisson_requests=100, poisson_windows=5)
-QUICK = Settings(rounds=2, warmup="0.3s", window="1s", capacity_window="2s", poisson_requests=6, poisson_windows=3)
+FULL = Settings(rounds=5, warmup="1s", window="4s", capacity_window="10s", poisson_requests=100, poisson_windows=5,
+                timed_stages=(4, 8, 16), timed_warmup="3s", timed_window="3s")
+QUICK = Settings(rounds=2, warmup="0.3s", window="1s", capacity_window="2s", poisson_requests=6, poisson_windows=3,
+                 timed_stages=(4, 16), timed_warmup="1s", timed_window="1s")
 
 
 def not_available(ids, why):
@@ -60,6 +67,7 @@ def measure_all(options, settings):
     rows = attempt(ids & {"P1", "P3", "P4", "P6", "C5"}, lambda wanted: decode_rows.rows(model, SMALL, settings, wanted))
     rows += attempt(ids & {"P2"}, lambda _: load_rows.poisson_rows(model, settings))
     rows += attempt(ids & {"P7"}, lambda _: load_rows.one_shot_rows(model, settings))
+    rows += attempt(ids & {"P9"}, lambda _: timed_rows.rows(model, settings))
     if options.large:
         rows += attempt(ids & {"P1", "P3", "P4", "P6", "C5"},
                         lambda wanted: decode_rows.rows(options.large, LARGE, settings, wanted))
