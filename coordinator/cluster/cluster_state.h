@@ -12,8 +12,8 @@
 #include "absl/status/status.h"
 #include "absl/time/time.h"
 #include "common/ids.h"
-#include "coordinator/cluster/placement.h"
 #include "coordinator/pipeline/engine_port.h"
+#include "coordinator/planner/placement.h"
 
 namespace millrace {
 

@@ -1,4 +1,4 @@
-#include "coordinator/cluster/placement.h"
+#include "coordinator/planner/placement.h"
 
 #include <algorithm>
 #include <limits>
