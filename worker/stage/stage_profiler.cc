@@ -1,0 +1,249 @@
+#include "worker/stage/stage_profiler.h"
+
+#include <algorithm>
+#include <memory>
+#include <numeric>
+#include <utility>
+#include <vector>
+
+#include "common/clock.h"
+#include "common/process.h"
+#include "common/status_macros.h"
+#include "worker/kv/kv_cache.h"
+#include "worker/stage/activations.h"
+#include "worker/stage/output_head.h"
+#include "worker/stage/rope_table.h"
+#include "worker/stage/stage_batch.h"
+#include "worker/stage/stage_compute.h"
+#include "worker/stage/stage_weights.h"
+#include "worker/stage/transformer_layer.h"
+
+namespace millrace {
+namespace {
+
+constexpr uint32_t kMostRows = 128;
+constexpr uint32_t kHeadRows = 32;
+constexpr uint32_t kFarContext = 512;
+constexpr uint32_t kFarSequences = 8;
+constexpr uint32_t kChunkRows = 64;
+constexpr uint64_t kFarBytes = uint64_t{32} << 20;    // of KV cache
+constexpr uint64_t kCacheBytes = uint64_t{64} << 20;  // more than a core's caches hold
+constexpr int kMinRounds = 3;
+
+double Median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  const size_t middle = values.size() / 2;
+  return values.size() % 2 == 1 ? values[middle] : (values[middle - 1] + values[middle]) / 2;
+}
+
+// Something to measure, and what it took so far.
+struct Subject {
+  ProfilePoint point;
+  bool head = false;
+  StageBatch batch;
+  std::vector<double> seconds;
+};
+
+class Profiler {
+ public:
+  Profiler(const HyperParameters& shape, const kernels::Backend& backend, const StageProfilerOptions& options)
+      : shape_(shape), backend_(backend), options_(options), rows_(std::min(options.max_rows, kMostRows)) {}
+
+  absl::Status Prepare(const GgufFile& file);
+  WorkerProfile Measure();
+
+ private:
+  void ChooseSizes();
+  void MakeSubjects();
+  void AddLayer(uint32_t rows, uint32_t sequences, uint32_t context);
+  StageBatch MakeBatch(uint32_t rows, uint32_t sequences, uint32_t context) const;
+  void FillMemory();
+  double Run(const Subject& subject);
+  bool TooLong(const Subject& subject, absl::Time begin) const;
+  double Overhead();
+
+  const HyperParameters& shape_;
+  const kernels::Backend& backend_;
+  const StageProfilerOptions options_;
+  const uint32_t rows_;
+  uint32_t far_context_ = 0;  // 0: no room for one
+  uint32_t far_sequences_ = 0;
+  uint32_t chunk_ = 0;
+  uint32_t num_blocks_ = 0;
+  std::vector<float> embedding_;  // a residual stream to begin with
+  std::vector<float> residual_;
+  StageWeights weights_;
+  FloatBuffer rope_table_;
+  Activations activations_;
+  std::unique_ptr<OutputHead> output_head_;
+  std::unique_ptr<KvCache> cache_;
+  std::vector<Subject> subjects_;
+  size_t next_layer_ = 0;
+};
+
+void Profiler::ChooseSizes() {
+  chunk_ = std::min({rows_, kChunkRows, options_.context_tokens});
+  far_context_ = std::min(kFarContext, options_.context_tokens - chunk_);
+  const uint64_t context_bytes =
+      std::max<uint64_t>(1, shape_.KvBytesPerToken(1) * (uint64_t{far_context_} + chunk_));
+  far_sequences_ = static_cast<uint32_t>(
+      std::clamp<uint64_t>(kFarBytes / context_bytes, 1, std::min(rows_, kFarSequences)));
+  const auto blocks = [&](uint32_t tokens) {
+    return (tokens + options_.block_tokens - 1) / options_.block_tokens;
+  };
+  num_blocks_ = std::max(rows_, far_sequences_ * blocks(far_context_ + chunk_));
+}
+
+absl::Status Profiler::Prepare(const GgufFile& file) {
+  if (options_.max_rows == 0 || options_.context_tokens == 0) {
+    return absl::InvalidArgumentError("profile: rows and context must be at least 1");
+  }
+  ChooseSizes();
+  // As many layers as do not fit in the caches together; all their tensors are views of the mapped file.
+  const uint64_t layer_bytes = std::max<uint64_t>(1, StageWeightBytes(file, 0, 1, false, false));
+  const uint32_t num_layers =
+      static_cast<uint32_t>(std::clamp<uint64_t>(kCacheBytes / layer_bytes + 1, 1, shape_.num_layers));
+  weights_ = ViewStageWeights(file, {shape_.num_layers - num_layers, num_layers, false, true});
+  PageIn(weights_, nullptr);
+  ASSIGN_OR_RETURN(rope_table_, MakeRopeTable(shape_, weights_.rope_freqs, far_context_ + chunk_));
+  ASSIGN_OR_RETURN(activations_, Activations::Allocate(shape_, rows_, far_context_ + chunk_));
+  ASSIGN_OR_RETURN(output_head_, OutputHead::Create(shape_, weights_, backend_));
+  KvCache::Shape cache{1, num_blocks_, options_.block_tokens, shape_.num_kv_heads, shape_.head_size};
+  ASSIGN_OR_RETURN(cache_, KvCache::Create(cache));
+  FillMemory();
+  MakeSubjects();
+  return absl::OkStatus();
+}
+
+// Untouched memory would be one page of zeros, and faster than any real one.
+void Profiler::FillMemory() {
+  const kernels::PagedKv kv = cache_->Layer(0);
+  const size_t floats = size_t{num_blocks_} * options_.block_tokens * shape_.num_kv_heads * shape_.head_size;
+  std::fill_n(kv.key_blocks, floats, 0.01f);
+  std::fill_n(kv.value_blocks, floats, 0.01f);
+  embedding_.resize(size_t{rows_} * shape_.hidden_size);
+  for (size_t i = 0; i < embedding_.size(); ++i) {
+    embedding_[i] = static_cast<float>(i * 7919 % 1009) / 1009.0f - 0.5f;
+  }
+  residual_ = embedding_;
+}
+
+StageBatch Profiler::MakeBatch(uint32_t rows, uint32_t sequences, uint32_t context) const {
+  StageBatch batch;
+  const uint32_t chunk = rows / sequences;
+  const uint32_t blocks = (context + chunk + options_.block_tokens - 1) / options_.block_tokens;
+  for (uint32_t s = 0; s < sequences; ++s) {
+    StageSegment& segment = batch.segments.emplace_back();
+    segment.sequence = SequenceId(s + 1);
+    segment.first_position = context;
+    segment.token_ids.assign(chunk, s % shape_.vocabulary_size);
+    segment.block_ids.resize(blocks);
+    std::iota(segment.block_ids.begin(), segment.block_ids.end(), s * blocks);
+    segment.sampling.emplace().temperature = 0;
+  }
+  return batch;
+}
+
+void Profiler::AddLayer(uint32_t rows, uint32_t sequences, uint32_t context) {
+  subjects_.push_back({{rows, sequences, context, 0}, false, MakeBatch(rows, sequences, context), {}});
+}
+
+// Few rows first: what they take tells whether there is time for more.
+void Profiler::MakeSubjects() {
+  for (uint32_t rows = 1; rows <= rows_; rows *= 2) {
+    AddLayer(rows, rows, 0);
+    if (rows <= kHeadRows) {
+      subjects_.push_back({{rows, rows, 0, 0}, true, MakeBatch(rows, rows, 0), {}});
+    }
+    if (rows == far_sequences_ && far_context_ > 0) AddLayer(rows, rows, far_context_);
+  }
+  // far_sequences_ may be no power of two.
+  if ((far_sequences_ & (far_sequences_ - 1)) != 0 && far_context_ > 0) {
+    AddLayer(far_sequences_, far_sequences_, 0);
+    AddLayer(far_sequences_, far_sequences_, far_context_);
+  }
+  if (chunk_ < 2) return;
+  AddLayer(chunk_, 1, 0);
+  if (far_context_ > 0) AddLayer(chunk_, 1, far_context_);
+}
+
+double Profiler::Run(const Subject& subject) {
+  std::copy_n(embedding_.begin(), size_t{subject.point.rows} * shape_.hidden_size, residual_.begin());
+  activations_.Enter(subject.batch, residual_.data());
+  const LayerWeights& layer = weights_.layers[next_layer_++ % weights_.layers.size()];
+  const int64_t begin = ThreadCpuNanos();
+  if (subject.head) {
+    output_head_->Sample(subject.batch, absl::MakeConstSpan(residual_.data(),
+                                                            size_t{subject.point.rows} * shape_.hidden_size));
+  } else {
+    TransformerLayer(shape_, rope_table_, backend_, activations_).Run(layer, cache_->Layer(0), subject.batch);
+  }
+  return static_cast<double>(ThreadCpuNanos() - begin) * 1e-9;
+}
+
+// By what the largest measurement of the same kind took, if the time goes with the rows.
+bool Profiler::TooLong(const Subject& subject, absl::Time begin) const {
+  double likely = 0;
+  for (const Subject& other : subjects_) {
+    if (other.seconds.empty() || other.head != subject.head) continue;
+    likely = std::max(likely, other.seconds.front() * subject.point.rows / other.point.rows);
+  }
+  // The rest of the round, and what else there is to do, takes its time as well.
+  return likely > 0 && Clock::Steady().Now() - begin + absl::Seconds(likely) > options_.limit / 2;
+}
+
+// What a microbatch of some rows costs outside the layers: taking it apart and moving its rows.
+double Profiler::Overhead() {
+  const StageBatch batch = MakeBatch(std::min(rows_, 8u), std::min(rows_, 8u), 0);
+  std::vector<double> seconds;
+  for (int round = 0; round < kProfileRounds; ++round) {
+    const int64_t begin = ThreadCpuNanos();
+    const StageBatch copy = batch;
+    activations_.Enter(copy, residual_.data());
+    std::copy_n(embedding_.begin(), size_t{copy.rows()} * shape_.hidden_size, residual_.begin());
+    seconds.push_back(static_cast<double>(ThreadCpuNanos() - begin) * 1e-9);
+  }
+  return Median(std::move(seconds));
+}
+
+WorkerProfile Profiler::Measure() {
+  Run(subjects_.front());  // the kernels' own first touch
+  const absl::Time begin = Clock::Steady().Now();
+  for (int round = 0; round < kProfileRounds; ++round) {
+    if (round > 0 &&
+        Clock::Steady().Now() - begin > (round < kMinRounds ? options_.limit / 2 : options_.enough))
+      break;
+    for (Subject& subject : subjects_) {
+      if (round == 0 ? TooLong(subject, begin) : subject.seconds.empty()) continue;
+      subject.seconds.push_back(Run(subject));
+    }
+  }
+  WorkerProfile profile;
+  for (const LayerWeights& layer : weights_.layers) {
+    for (const kernels::WeightMatrix* matrix :
+         {&layer.attn_q, &layer.attn_k, &layer.attn_v, &layer.attn_output, &layer.ffn_gate, &layer.ffn_up,
+          &layer.ffn_down}) {
+      profile.layer_elements += static_cast<double>(matrix->rows) * static_cast<double>(matrix->columns) /
+                                static_cast<double>(weights_.layers.size());
+    }
+  }
+  for (Subject& subject : subjects_) {
+    if (subject.seconds.empty()) continue;
+    subject.point.seconds = Median(std::move(subject.seconds));
+    (subject.head ? profile.head : profile.layer).push_back(subject.point);
+  }
+  profile.overhead_seconds = Overhead();
+  return profile;
+}
+
+}  // namespace
+
+absl::StatusOr<WorkerProfile> MeasureProfile(const GgufFile& file, const HyperParameters& hyper_parameters,
+                                             const kernels::Backend& backend,
+                                             const StageProfilerOptions& options) {
+  Profiler profiler(hyper_parameters, backend, options);
+  RETURN_IF_ERROR(profiler.Prepare(file));
+  return profiler.Measure();
+}
+
+}  // namespace millrace
