@@ -19,4 +19,8 @@ const Clock& Clock::Steady() {
   return clock;
 }
 
+int64_t SteadyNanos() {
+  return absl::ToUnixNanos(Clock::Steady().Now());
+}
+
 }  // namespace millrace

@@ -1,6 +1,8 @@
 // The clock as a value that can be replaced in tests.
 #pragma once
 
+#include <cstdint>
+
 #include "absl/time/time.h"
 
 namespace millrace {
@@ -14,5 +16,8 @@ class Clock {
   // The process's steady clock. Never destroyed.
   static const Clock& Steady();
 };
+
+// The steady clock in nanoseconds, as stamps count it.
+int64_t SteadyNanos();
 
 }  // namespace millrace

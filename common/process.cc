@@ -1,6 +1,7 @@
 #include "common/process.h"
 
 #include <poll.h>
+#include <pthread.h>
 #include <sched.h>
 #include <signal.h>
 #include <sys/eventfd.h>
@@ -54,6 +55,10 @@ void BlockStopSignals() {
   MILLRACE_CHECK(pthread_sigmask(SIG_BLOCK, &set, nullptr) == 0);
 }
 
+void NameThread(const char* name) {
+  MILLRACE_CHECK(pthread_setname_np(pthread_self(), name) == 0);
+}
+
 SignalWatcher::SignalWatcher(std::function<void(int)> on_signal) : on_signal_(std::move(on_signal)) {
   BlockStopSignals();
   const sigset_t set = StopSignals();
@@ -72,6 +77,7 @@ SignalWatcher::~SignalWatcher() {
 }
 
 void SignalWatcher::Watch() {
+  NameThread("signals");
   pollfd fds[2] = {{signal_fd_, POLLIN, 0}, {stop_fd_, POLLIN, 0}};
   bool seen = false;
   while (true) {

@@ -30,6 +30,9 @@ class SignalWatcher {
 // can watch.
 void BlockStopSignals();
 
+// Names the calling thread, as /proc/PID/task/*/comm shows it. REQUIRES: at most 15 characters.
+void NameThread(const char* name);
+
 // CPU time that the calling thread has used, in nanoseconds.
 int64_t ThreadCpuNanos();
 

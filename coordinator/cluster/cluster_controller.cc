@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/clock.h"
 #include "common/log.h"
+#include "common/process.h"
 #include "coordinator/pipeline/plan_messages.h"
 
 namespace millrace {
@@ -58,7 +59,10 @@ ClusterController::~ClusterController() {
 
 void ClusterController::Start() {
   PublishState();
-  thread_ = std::thread([this] { RunLoop(); });
+  thread_ = std::thread([this] {
+    NameThread("cluster");
+    RunLoop();
+  });
 }
 
 void ClusterController::Stop(const std::string& reason, absl::Duration grace) {
@@ -138,6 +142,8 @@ void ClusterController::HandleMessage(const std::shared_ptr<WorkerSession>& sess
     return session->End(absl::InvalidArgumentError("the first message must be hello"));
   state_.OnHeard(worker, now);
   switch (message.message_case()) {
+    case v1::WorkerMessage::kHeartbeat:
+      return ShareClock(worker);
     case v1::WorkerMessage::kLoaded:
       return state_.OnLoaded(worker, ToLoaded(message.loaded()), now);
     case v1::WorkerMessage::kReady:
@@ -178,6 +184,7 @@ void ClusterController::CarryOut(const ClusterAction& action) {
     RaiseRing(*up);
   } else if (const auto* down = std::get_if<RingDown>(&action)) {
     LogWarning("epoch ", down->epoch.value(), " ended: ", down->why.message());
+    ring_workers_.clear();
     listener_->ClearSession();
     engine_->RingLost(down->epoch, down->why);
   }
@@ -242,6 +249,18 @@ void ClusterController::RaiseRing(const RingUp& action) {
   LogInfo("epoch ", action.epoch.value(), ": serving with ", action.workers.size(), " stages, KV cache of ",
           action.kv_blocks, " blocks of ", options_.block_tokens, " tokens");
   engine_->RingReady(std::move(ring));
+  ring_epoch_ = action.epoch;
+  ring_workers_ = action.workers;
+  for (const WorkerId worker : action.workers) ShareClock(worker);
+}
+
+void ClusterController::ShareClock(WorkerId worker) {
+  const auto stage = std::find(ring_workers_.begin(), ring_workers_.end(), worker);
+  const auto session = sessions_.find(worker);
+  if (stage == ring_workers_.end() || session == sessions_.end()) return;
+  const std::optional<absl::Duration> offset = session->second->clock_offset();
+  if (!offset.has_value()) return;
+  engine_->SetClockOffset(ring_epoch_, static_cast<uint32_t>(stage - ring_workers_.begin()), *offset);
 }
 
 void ClusterController::Send(WorkerId worker, v1::CoordinatorMessage message) {

@@ -70,6 +70,7 @@ class ClusterController {
   void OpenHops(Epoch epoch);
   void Assign(const AssignStage& action);
   void RaiseRing(const RingUp& action);
+  void ShareClock(WorkerId worker);
   void Send(WorkerId worker, v1::CoordinatorMessage message);
   void PublishState();
 
@@ -83,6 +84,8 @@ class ClusterController {
   // Thread: cluster.
   ClusterState state_;
   std::map<WorkerId, std::shared_ptr<WorkerSession>> sessions_;
+  Epoch ring_epoch_;
+  std::vector<WorkerId> ring_workers_;  // by stage; empty without a ring
   std::optional<absl::Time> stop_until_;
   std::string published_detail_;
   PipelineState published_state_ = PipelineState::kStopping;

@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "common/clock.h"
 #include "common/transport/channels.h"
 
 namespace millrace {
@@ -26,6 +27,7 @@ bool WorkerSession::Send(v1::CoordinatorMessage message) {
   {
     MutexLock lock(&mutex_);
     if (ending_ || finished_) return false;
+    welcomed_ = welcomed_ || message.has_welcome();
     if (queue_.size() < kMaxQueued) {
       queue_.push_back(std::move(message));
       if (!writing_) {
@@ -37,6 +39,27 @@ bool WorkerSession::Send(v1::CoordinatorMessage message) {
   }
   End(absl::ResourceExhaustedError("the worker does not read its control stream"));
   return false;
+}
+
+std::optional<absl::Duration> WorkerSession::clock_offset() const {
+  MutexLock lock(&mutex_);
+  return clock_.offset();
+}
+
+// On the thread that read the message: what a queue adds to the way makes the comparison worse.
+void WorkerSession::CompareClocks(const v1::Heartbeat& heartbeat, int64_t received_ns) {
+  v1::CoordinatorMessage message;
+  message.mutable_clock_answer()->set_heartbeat_sent_ns(heartbeat.sent_ns());
+  {
+    MutexLock lock(&mutex_);
+    if (!welcomed_ || heartbeat.sent_ns() == 0) return;
+    if (exchange_.asked_ns != 0 && heartbeat.answered_sent_ns() == exchange_.asked_ns) {
+      exchange_.got_answer_ns = heartbeat.answer_received_ns();
+      clock_.Add(exchange_);
+    }
+    exchange_ = {heartbeat.sent_ns(), received_ns, SteadyNanos(), 0};
+  }
+  Send(std::move(message));
 }
 
 void WorkerSession::End(const absl::Status& status) {
@@ -55,6 +78,7 @@ void WorkerSession::FinishIfDrained() {
 
 void WorkerSession::OnReadDone(bool ok) {
   if (!ok) return End(absl::OkStatus());
+  if (incoming_.has_heartbeat()) CompareClocks(incoming_.heartbeat(), SteadyNanos());
   events_->on_message(self_, std::move(incoming_));
   incoming_.Clear();
   StartRead(&incoming_);

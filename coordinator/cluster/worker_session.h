@@ -5,8 +5,10 @@
 #include <deque>
 #include <functional>
 #include <memory>
+#include <optional>
 
 #include "absl/status/status.h"
+#include "common/clock_offset.h"
 #include "common/ids.h"
 #include "common/mutex.h"
 #include "grpcpp/grpcpp.h"
@@ -32,6 +34,9 @@ class WorkerSession final : public grpc::ServerBidiReactor<v1::WorkerMessage, v1
   // Never waits. False when the stream is over, or the worker is so far behind that it must be given up.
   bool Send(v1::CoordinatorMessage message);
 
+  // The worker's clock minus this process's; empty until it is known.
+  std::optional<absl::Duration> clock_offset() const;
+
   // Ends the stream with a status, after what was sent.
   void End(const absl::Status& status);
 
@@ -42,14 +47,18 @@ class WorkerSession final : public grpc::ServerBidiReactor<v1::WorkerMessage, v1
 
  private:
   WorkerSession(WorkerId id, std::shared_ptr<const WorkerSessionEvents> events);
+  void CompareClocks(const v1::Heartbeat& heartbeat, int64_t received_ns);
   void FinishIfDrained() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   const WorkerId id_;
   const std::shared_ptr<const WorkerSessionEvents> events_;
   v1::WorkerMessage incoming_;
   std::shared_ptr<WorkerSession> self_;  // until OnDone
-  Mutex mutex_;
+  mutable Mutex mutex_;
+  ClockOffsetEstimator clock_ ABSL_GUARDED_BY(mutex_);
+  ClockExchange exchange_ ABSL_GUARDED_BY(mutex_);  // the last, without the worker's half of its end
   std::deque<v1::CoordinatorMessage> queue_ ABSL_GUARDED_BY(mutex_);
+  bool welcomed_ ABSL_GUARDED_BY(mutex_) = false;
   bool writing_ ABSL_GUARDED_BY(mutex_) = false;
   bool ending_ ABSL_GUARDED_BY(mutex_) = false;
   bool finished_ ABSL_GUARDED_BY(mutex_) = false;

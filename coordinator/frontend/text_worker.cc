@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/check.h"
+#include "common/process.h"
 #include "common/status_macros.h"
 #include "coordinator/frontend/error_detail.h"
 #include "coordinator/frontend/random_bits.h"
@@ -38,7 +39,10 @@ TextWorker::~TextWorker() {
 void TextWorker::Start(EnginePort* engine) {
   MILLRACE_CHECK(engine != nullptr && !thread_.joinable());
   engine_ = engine;
-  thread_ = std::thread([this] { Run(); });
+  thread_ = std::thread([this] {
+    NameThread("text");
+    Run();
+  });
 }
 
 void TextWorker::Stop() {

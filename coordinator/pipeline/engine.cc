@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/check.h"
 #include "common/log.h"
+#include "common/process.h"
 #include "coordinator/pipeline/plan_messages.h"
 
 namespace millrace {
@@ -70,7 +71,10 @@ Engine::~Engine() {
 }
 
 void Engine::Start() {
-  thread_ = std::thread([this] { RunLoop(); });
+  thread_ = std::thread([this] {
+    NameThread("engine");
+    RunLoop();
+  });
 }
 
 void Engine::Stop() {
@@ -105,6 +109,12 @@ void Engine::RingReady(RingConnection ring) {
 void Engine::RingLost(Epoch epoch, absl::Status why) {
   inbox_.TryPush(Event(RingLostEvent{epoch, std::move(why)}));
 }
+void Engine::SetClockOffset(Epoch epoch, uint32_t stage, absl::Duration offset) {
+  MutexLock lock(&clock_mutex_);
+  if (epoch != clock_epoch_) clock_offsets_.clear();
+  clock_epoch_ = epoch;
+  clock_offsets_[stage] = offset;
+}
 bool Engine::Returned(HopMessage message) {
   return inbox_.TryPush(Event(std::move(message))) || stopping_;
 }
@@ -129,6 +139,7 @@ void Engine::RunLoop() {
 void Engine::RunOnce() {
   returned_ = false;
   for (Event& event : inbox_.PopAll(WaitTime())) Handle(std::move(event), options_.clock->Now());
+  TakeClockOffsets();
   scheduler_.Tick(options_.clock->Now());
   SendPlans();
   Publish(options_.clock->Now());
@@ -169,6 +180,18 @@ void Engine::LoseRing(const absl::Status& why, absl::Time now) {
   ring_.reset();
   meter_.reset();
   scheduler_.OnRingLost(why, now);
+}
+
+void Engine::TakeClockOffsets() {
+  if (!ring_.has_value()) return;
+  MutexLock lock(&clock_mutex_);
+  if (clock_epoch_ != ring_->epoch) return;
+  for (const auto& [stage, offset] : clock_offsets_) {
+    if (stage >= ring_->stages.size() || stage >= meter_->stages()) continue;
+    meter_->SetClockOffset(stage, offset);
+    ring_->stages[stage].clock_offset = offset;
+  }
+  clock_offsets_.clear();
 }
 
 void Engine::OnReturned(const HopMessage& message, absl::Time now) {

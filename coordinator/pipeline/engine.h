@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <optional>
 #include <string>
 #include <thread>
@@ -61,6 +62,9 @@ class Engine final : public EnginePort {
   void SetState(PipelineState state, std::string detail);
   void RingReady(RingConnection ring);
   void RingLost(Epoch epoch, absl::Status why);
+  // The stage's clock minus the coordinator's, as is known now. Kept for a ring that is still to come, and
+  // used from the engine's next turn on; wakes nobody.
+  void SetClockOffset(Epoch epoch, uint32_t stage, absl::Duration offset);
   // A microbatch came back over the last hop. False: no room, which means that the sender broke the window.
   bool Returned(HopMessage message);
 
@@ -87,6 +91,7 @@ class Engine final : public EnginePort {
   void OnReturned(const HopMessage& message, absl::Time now);
   void CountPlan(const MicrobatchPlan& plan, absl::Time now);
   void LoseRing(const absl::Status& why, absl::Time now);
+  void TakeClockOffsets();
   void SendPlans();
   void Publish(absl::Time now);
   void HandOverActions();
@@ -107,6 +112,11 @@ class Engine final : public EnginePort {
   bool held_back_ = false;                  // the sink had no room when plans were last asked for
   absl::Duration active_;                   // of this epoch, with a microbatch in flight
   std::optional<absl::Time> active_since_;  // set while one is
+
+  // Not in the inbox: what comes unasked must not take the room of results.
+  Mutex clock_mutex_;
+  Epoch clock_epoch_ ABSL_GUARDED_BY(clock_mutex_);
+  std::map<uint32_t, absl::Duration> clock_offsets_ ABSL_GUARDED_BY(clock_mutex_);  // by stage; new ones
 
   mutable Mutex snapshot_mutex_;
   PipelineSnapshot snapshot_ ABSL_GUARDED_BY(snapshot_mutex_);

@@ -162,7 +162,26 @@ void TestWorker::Vanish() {
   AwaitClosed();
 }
 
+int64_t TestWorker::ClockNanos() const {
+  return SteadyNanos() + absl::ToInt64Nanoseconds(options_.clock_ahead);
+}
+
+bool TestWorker::ExchangeClocks() {
+  v1::WorkerMessage message;
+  message.mutable_heartbeat()->set_answered_sent_ns(last_answer_.first);
+  message.mutable_heartbeat()->set_answer_received_ns(last_answer_.second);
+  message.mutable_heartbeat()->set_sent_ns(ClockNanos());
+  session_->Send(std::move(message));
+  const auto answer = clock_answers_.Pop(kPatience);
+  if (answer.has_value()) last_answer_ = *answer;
+  return answer.has_value();
+}
+
 void TestWorker::OnMessage(v1::CoordinatorMessage message) {
+  if (message.has_clock_answer()) {
+    clock_answers_.Push({message.clock_answer().heartbeat_sent_ns(), ClockNanos()});
+    return;
+  }
   if (message.has_plan()) {
     const absl::Status status = router_.DeliverPlan(message.plan());
     if (!status.ok()) SendStageFailed(Epoch(message.plan().epoch()), status);

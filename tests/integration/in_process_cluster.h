@@ -82,6 +82,7 @@ class TestWorker {
     std::optional<uint32_t> stage;
     uint64_t kv_memory_bytes = uint64_t{1} << 22;
     StageComputeFactory make_stage;  // empty: StageModel::Create
+    absl::Duration clock_ahead;      // of its heartbeats, before the real one
   };
   explicit TestWorker(const Options& options);
   ~TestWorker();
@@ -92,6 +93,8 @@ class TestWorker {
   std::optional<absl::Status> AwaitClosed() { return closed_.Pop(kPatience); }
   // The epochs of the stages it was given, in order.
   std::optional<uint64_t> NextAssigned() { return assigned_.Pop(kPatience); }
+  // Sends a heartbeat and waits for its answer.
+  bool ExchangeClocks();
   std::optional<std::string> NextShutdown() { return shutdowns_.Pop(kPatience); }
 
  private:
@@ -103,6 +106,10 @@ class TestWorker {
 
   const Options options_;
   BoundedQueue<v1::CoordinatorMessage> events_{100};
+  int64_t ClockNanos() const;
+
+  BoundedQueue<std::pair<int64_t, int64_t>> clock_answers_{100};  // sent, answered
+  std::pair<int64_t, int64_t> last_answer_;
   BoundedQueue<absl::Status> closed_{1};
   BoundedQueue<uint64_t> assigned_{1000};
   BoundedQueue<std::string> shutdowns_{10};

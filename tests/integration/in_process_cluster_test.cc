@@ -156,6 +156,40 @@ class ConstantStage final : public StageCompute {
   BufferPool pool_{4};
 };
 
+TEST_F(InProcessClusterTest, LearnsHowFarTheWorkersClocksAreAhead) {
+  Start({3, 2});
+  const absl::Duration ahead[] = {absl::Hours(-30), absl::Seconds(5)};
+  for (uint32_t stage = 0; stage < 2; ++stage) {
+    TestWorker::Options options = WorkerOptions();
+    options.stage = stage;
+    options.clock_ahead = ahead[stage];
+    workers_.push_back(std::make_unique<TestWorker>(options));
+  }
+  ASSERT_TRUE(coordinator_->AwaitState(PipelineState::kServing));
+  for (auto& worker : workers_) {
+    for (int i = 0; i < 3; ++i) ASSERT_TRUE(worker->ExchangeClocks());
+  }
+  // The engine takes up what it is told with its next event.
+  const absl::Time deadline = Clock::Steady().Now() + kPatience;
+  std::vector<StageSnapshot> stages;
+  for (uint64_t id = 1; Clock::Steady().Now() < deadline; ++id) {
+    SequenceRequest request;
+    request.id = SequenceId(id);
+    request.prompt = {kTinyFirstByteToken};
+    request.max_tokens = 1;
+    ASSERT_TRUE(coordinator_->engine().Submit(std::move(request)).ok());
+    ASSERT_TRUE(coordinator_->sink().AwaitEnd(SequenceId(id)).has_value());
+    stages = coordinator_->engine().Snapshot().stages;
+    ASSERT_EQ(stages.size(), 2u);
+    if (stages[0].clock_offset != absl::ZeroDuration() && stages[1].clock_offset != absl::ZeroDuration())
+      break;
+  }
+  // Half of a round trip within one process at most, on whatever machine.
+  for (uint32_t stage = 0; stage < 2; ++stage) {
+    EXPECT_LT(absl::AbsDuration(stages[stage].clock_offset - ahead[stage]), absl::Milliseconds(500));
+  }
+}
+
 TEST_F(InProcessClusterTest, RunsTheStagesThatTheFactoryMakes) {
   Start({3, 2});
   for (int i = 0; i < 2; ++i) {

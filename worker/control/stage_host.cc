@@ -145,6 +145,7 @@ void StageHost::StartComputing(uint32_t kv_blocks) {
     counted_ = runner_.get();
   }
   compute_ = std::thread([this, epoch = runner.epoch] {
+    NameThread("compute");
     const absl::Status status = runner_->Run();
     if (!status.ok()) options_.on_failed(epoch, status);
   });

@@ -32,6 +32,10 @@ struct StopRequested {};
 using WorkerEvent = std::variant<v1::CoordinatorMessage, SessionClosed, StopRequested>;
 
 constexpr size_t kEventCapacity = 256;
+// So many heartbeats come soon one after another, so that the clocks are compared well before the first
+// microbatch.
+constexpr int kQuickBeats = 8;
+constexpr absl::Duration kQuickBeat = absl::Milliseconds(20);
 constexpr absl::Duration kProgressInterval = absl::Seconds(1);
 
 // Thread: control (the main thread) unless said otherwise.
@@ -69,6 +73,10 @@ class Worker {
   std::unique_ptr<grpc::Server> server_;
   std::unique_ptr<StageHost> host_;
   std::unique_ptr<CoordinatorSession> session_;
+  Mutex clock_mutex_;
+  int64_t answered_sent_ns_ ABSL_GUARDED_BY(clock_mutex_) =
+      0;  // of the last ClockAnswer that is not reported
+  int64_t answer_received_ns_ ABSL_GUARDED_BY(clock_mutex_) = 0;
   BoundedQueue<int> heartbeat_stop_{1};
   std::thread heartbeat_;
 };
@@ -175,6 +183,12 @@ void Worker::SendHello() {
 }
 
 void Worker::OnCoordinatorMessage(v1::CoordinatorMessage message) {
+  if (message.has_clock_answer()) {
+    MutexLock lock(&clock_mutex_);
+    answered_sent_ns_ = message.clock_answer().heartbeat_sent_ns();
+    answer_received_ns_ = SteadyNanos();
+    return;
+  }
   if (message.has_plan()) {
     const absl::Status status = router_.DeliverPlan(message.plan());
     if (!status.ok()) SendStageFailed(Epoch(message.plan().epoch()), status);
@@ -193,15 +207,24 @@ void Worker::SendStageFailed(Epoch epoch, const absl::Status& why) {
 
 void Worker::StartHeartbeats(absl::Duration interval) {
   if (heartbeat_.joinable()) return;
-  heartbeat_ = std::thread([this, interval] { Beat(interval); });
+  heartbeat_ = std::thread([this, interval] {
+    NameThread("heartbeat");
+    Beat(interval);
+  });
 }
 
 void Worker::Beat(absl::Duration interval) {
-  while (!heartbeat_stop_.closed()) {
+  for (int beats = 0; !heartbeat_stop_.closed(); ++beats) {
     v1::WorkerMessage message;
     message.mutable_heartbeat()->set_microbatches_done(host_->microbatches_done());
+    {
+      MutexLock lock(&clock_mutex_);
+      message.mutable_heartbeat()->set_answered_sent_ns(std::exchange(answered_sent_ns_, 0));
+      message.mutable_heartbeat()->set_answer_received_ns(std::exchange(answer_received_ns_, 0));
+    }
+    message.mutable_heartbeat()->set_sent_ns(SteadyNanos());
     session_->Send(std::move(message));
-    heartbeat_stop_.Pop(interval);
+    heartbeat_stop_.Pop(beats < kQuickBeats ? std::min(interval, kQuickBeat) : interval);
   }
 }
 

@@ -11,10 +11,6 @@
 
 namespace millrace {
 
-int64_t SteadyNanos() {
-  return absl::ToUnixNanos(Clock::Steady().Now());
-}
-
 StageRunner::StageRunner(const StageRunnerOptions& options, StageCompute* stage, KvCache* cache,
                          StageInbox* inbox, Emit emit)
     : options_(options),

@@ -52,7 +52,4 @@ class StageRunner {
   std::atomic<uint64_t> done_{0};
 };
 
-// The steady clock in nanoseconds, as stamps count it.
-int64_t SteadyNanos();
-
 }  // namespace millrace

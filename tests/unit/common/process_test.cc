@@ -36,6 +36,15 @@ TEST_F(ProcessTest, TurnsTheFirstStopSignalIntoACall) {
   }
 }
 
+TEST_F(ProcessTest, NamesAThread) {
+  char name[16] = {};
+  std::thread([&] {
+    NameThread("fifteen letters");
+    ASSERT_EQ(pthread_getname_np(pthread_self(), name, sizeof(name)), 0);
+  }).join();
+  EXPECT_STREQ(name, "fifteen letters");
+}
+
 TEST_F(ProcessTest, EndsWithoutASignal) {
   SignalWatcher watcher([](int) { FAIL(); });
 }

@@ -107,6 +107,24 @@ TEST_F(EngineTest, DropsResultsOfAnotherEpoch) {
   EXPECT_EQ(faults_.size(), 0u);
 }
 
+TEST_F(EngineTest, KeepsTheClockOffsetsOfItsRing) {
+  engine_->SetClockOffset(Epoch(7), 1, absl::Milliseconds(-3));  // before the ring is there
+  RaiseRing(7, 2);
+  AwaitHandled();
+  std::vector<StageSnapshot> stages = engine_->Snapshot().stages;
+  ASSERT_EQ(stages.size(), 2u);
+  EXPECT_EQ(stages[0].clock_offset, absl::ZeroDuration());
+  EXPECT_EQ(stages[1].clock_offset, absl::Milliseconds(-3));
+  engine_->SetClockOffset(Epoch(7), 0, absl::Seconds(5));
+  engine_->SetClockOffset(Epoch(7), 2, absl::Seconds(6));  // no such stage
+  AwaitHandled();
+  engine_->SetClockOffset(Epoch(6), 1, absl::Seconds(7));  // of another ring
+  AwaitHandled();
+  stages = engine_->Snapshot().stages;
+  EXPECT_EQ(stages[0].clock_offset, absl::Seconds(5));
+  EXPECT_EQ(stages[1].clock_offset, absl::Milliseconds(-3));
+}
+
 TEST_F(EngineTest, PlansNothingWhileTheSinkHasNoRoom) {
   RaiseRing(1);
   AwaitHandled();
