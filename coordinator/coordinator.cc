@@ -137,6 +137,10 @@ Coordinator::~Coordinator() {
 absl::Status Coordinator::Prepare() {
   RaiseFileLimit();
   WarnIfConfined(1);
+  if (options_.max_in_flight < options_.stages) {
+    LogWarning("--max-in-flight ", options_.max_in_flight, " leaves stages idle: there are ",
+               options_.stages);
+  }
   secret_ = options_.join_secret;
   if (!options_.join_secret_file.empty()) {
     ASSIGN_OR_RETURN(secret_, ReadSecretFile(options_.join_secret_file));

@@ -27,7 +27,9 @@ void CoordinatorFlags::Declare(OptionSet& set, bool with_join_secret) {
                 "write addresses and process id there as JSON once it listens");
   set.AddInt("max-rows", &max_rows_, 1, 4096, "tokens in one microbatch");
   set.AddInt("max-in-flight", &max_in_flight_, 0, 1024,
-             "most microbatches in the ring at once; what keeps it full is measured; 0: 4 x stages + 4");
+             "most microbatches in the ring at once; what keeps it full is measured; fewer than the stages "
+             "leave some "
+             "idle, for comparisons only; 0: 4 x stages + 4");
   set.AddInt("kv-block-tokens", &block_tokens_, 16, 1024,
              "tokens in one block of KV cache, a multiple of 16");
   set.AddInt("context", &context_tokens_, 0, 1 << 24,
@@ -61,10 +63,6 @@ absl::StatusOr<CoordinatorOptions> CoordinatorFlags::Finish() const {
   }
   result.stages = stages == 0 ? (result.layers.empty() ? 1 : static_cast<uint32_t>(result.layers.size()))
                               : static_cast<uint32_t>(stages);
-  if (max_in_flight_ != 0 && max_in_flight_ < result.stages) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "--max-in-flight: ", max_in_flight_, " leaves stages idle; at least --stages, ", result.stages));
-  }
   result.max_rows = static_cast<uint32_t>(max_rows_);
   result.max_in_flight =
       max_in_flight_ == 0 ? DefaultMaxInFlight(result.stages) : static_cast<uint32_t>(max_in_flight_);

@@ -48,8 +48,9 @@ struct SchedulerOptions {
 // What a complete pipeline offers. KV room is the minimum over its stages.
 struct RingShape {
   uint32_t num_stages = 1;
-  uint32_t max_in_flight = 2;  // the most microbatches that the ring has room for; at least num_stages
-  uint32_t num_blocks = 0;     // KV blocks
+  uint32_t max_in_flight = 2;  // the most microbatches that the ring has room for; fewer than num_stages
+                               // leave stages idle
+  uint32_t num_blocks = 0;  // KV blocks
   uint32_t block_tokens = 16;
   // What is known before anything has run; it is corrected by what stages report.
   std::vector<StageCost> stage_costs = {};  // by stage; empty: unknown
