@@ -2,9 +2,9 @@
 import statistics
 import threading
 
-from harness import interleaved, measure, noise
-from harness.cluster import BenchError, Cluster
-from harness.table import Row
+from benchlib import interleaved, measure, noise
+from benchlib.cluster import BenchError, Cluster
+from benchlib.table import Row
 
 OUTPUT_TOKENS = 1500  # no sequence ends within a window
 

@@ -1,9 +1,9 @@
 """P2 and P7: requests that arrive by chance, and one shot of equal requests, on two stages."""
 import statistics
 
-from harness import measure, noise
-from harness.cluster import Cluster
-from harness.table import Row
+from benchlib import measure, noise
+from benchlib.cluster import Cluster
+from benchlib.table import Row
 
 PROMPTS, OUTPUTS = "32-1024", "16-256"
 MEAN_ROWS = (32 + 1024) / 2 + (16 + 256) / 2

@@ -11,9 +11,9 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 import decode_rows
 import load_rows
 import timed_rows
-from harness import noise
-from harness.cluster import BenchError, real_model
-from harness.table import Row, print_table, write_json
+from benchlib import noise
+from benchlib.cluster import BenchError, real_model
+from benchlib.table import Row, print_table, write_json
 
 SMALL = "SmolLM2-135M"
 LARGE = "random 1.1 B"

@@ -24,8 +24,8 @@ while [ $# -gt 0 ]; do
   esac
   shift
 done
-. "$root/bench/harness/build.sh"
+. "$root/bench/benchlib/build.sh"
 build_bench
 python=$(find_python) || die "no Python 3: run deploy/install_packages.sh"
-if [ -n "$large" ]; then args+=(--large "$("$root/bench/harness/large_model.sh")"); fi
+if [ -n "$large" ]; then args+=(--large "$("$root/bench/benchlib/large_model.sh")"); fi
 exec "$python" -B "$here/pipeline.py" "${args[@]}"

@@ -1,7 +1,7 @@
 """P9: rings of many stages, each a process that waits its time instead of computing, with and without long links."""
-from harness import measure, noise
-from harness.cluster import Cluster
-from harness.table import Row
+from benchlib import measure, noise
+from benchlib.cluster import Cluster
+from benchlib.table import Row
 
 ROWS = 4  # of a microbatch
 RELAY_DELAY_MS = 10

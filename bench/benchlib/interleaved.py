@@ -1,7 +1,7 @@
 """Measures several things in turn, A B C A B C, so that what the machine does meanwhile meets all of them alike."""
 import sys
 
-from harness import measure, noise
+from benchlib import measure, noise
 
 
 class Measurement:

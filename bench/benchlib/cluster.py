@@ -158,3 +158,9 @@ def real_model():
         return pathlib.Path(path)
     done = subprocess.run([ROOT / "deploy" / "get_model.sh"], check=True, stdout=subprocess.PIPE)
     return pathlib.Path(done.stdout.decode().strip())
+
+
+def program_has_flag(name, flag):
+    """Whether one of our programs knows a flag."""
+    done = subprocess.run([BIN / name, "--help"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=20)
+    return f"--{flag}".encode() in done.stdout

@@ -4,7 +4,7 @@ import pathlib
 import statistics
 import time
 
-from harness.cluster import BIN, run_json
+from benchlib.cluster import BIN, run_json
 
 TICKS = os.sysconf("SC_CLK_TCK")
 

@@ -1,0 +1,171 @@
+"""The benchmarks still run: each part once, on a tiny model and for moments, and what they write has its shape."""
+import json
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from harness import BIN, ROOT, Process, run_program
+
+sys.path.insert(0, str(ROOT / "bench"))
+from benchlib import measure, svg, table  # noqa: E402
+
+
+def run_bench(name, *args):
+    """Runs a benchmark on the programs under test: (its standard output, its JSON)."""
+    done = subprocess.run([sys.executable, "-B", ROOT / "bench" / name / f"{name}.py", *[str(a) for a in args]],
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=240, env={"MILLRACE_BIN": str(BIN), "PATH": "/usr/bin:/bin"})
+    assert done.returncode == 0, done.stderr.decode()
+    path = args[args.index("--json") + 1]
+    return done.stdout.decode(), json.loads(path.read_text())
+
+
+def check_rows(out, report, ids):
+    assert {row["id"] for row in report["rows"]} == set(ids), out
+    assert report["machine"]["cores"] >= 1 and report["quick"] is True
+    for row in report["rows"]:
+        assert row["measured"] is not None, f"{row['id']} was not measured: {row['what']}"
+        assert row["verdict"] in ("met", "MISSED", "-")
+        assert f"| {row['id']}" in out
+
+
+def test_pipeline_one_shot(random_model, tmp_path):
+    out, report = run_bench("pipeline", "--quick", "--only", "P7", "--model", random_model("f32"), "--json", tmp_path / "p.json")
+    check_rows(out, report, ["P7"])
+    row = report["rows"][0]
+    assert row["target"] == "<= 2 points" and row["spread"]["n"] >= 2 and "m = " in row["reference"]
+    assert 0 <= row["noise"]["steal"]["max"] <= 1 and len(report["peaks"]) == 2
+
+
+def test_textbook_weights_and_cache(random_model, tmp_path):
+    out, report = run_bench("textbook", "--quick", "--only", "T3,T5", "--model", random_model("f32"), "--out", tmp_path,
+                            "--json", tmp_path / "t.json")
+    check_rows(out, report, ["T3", "T5"])
+    for name in ("kv_cache", "weights"):
+        picture = (tmp_path / f"{name}.svg").read_text()
+        assert picture.startswith("<svg") and picture.rstrip().endswith("</svg>") and "prefers-color-scheme: dark" in picture
+
+
+def load(address, *args):
+    code, out, err = run_program("load_generator", "--server", address, *args)
+    assert code == 0, err
+    return json.loads(out)
+
+
+def test_load_generator_counts_every_token(tiny_cluster):
+    report = load(tiny_cluster.address, "--mode", "one-shot", "--sequences", 5, "--prompt-tokens", "8-20", "--output-tokens", 7,
+                  "--windows", 2)
+    assert report["sent"] == 10 and len(report["windows"]) == 2
+    for window in report["windows"]:
+        assert (window["tokens"], window["finished"], window["failed"]) == (35, 5, 0)
+        assert window["ttft_ms"]["n"] == 5 and window["inter_token_ms"]["n"] == 30 and window["seconds"] > 0
+        stages = measure.window_stages(window)
+        assert len(stages) == 2 and all(stage.busy > 0 and 0 <= stage.bubble <= 1 for stage in stages)
+        generated = [int(window[name]["generated_tokens_total"]) for name in ("load_begin", "load_end")]
+        assert generated[1] - generated[0] == 35
+
+
+@pytest.mark.parametrize("mode", [["--mode", "steady", "--sequences", 3, "--warmup", "50ms"], ["--mode", "poisson", "--rate", 50]])
+def test_load_generator_ends_what_it_began(tiny_cluster, mode):
+    report = load(tiny_cluster.address, *mode, "--output-tokens", 400, "--window", "300ms", "--windows", 2)
+    assert len(report["windows"]) == 2 and sum(window["tokens"] for window in report["windows"]) > 0
+    tiny_cluster.client.wait_idle()
+
+
+def test_load_generator_recomputes(tiny_cluster):
+    report = load(tiny_cluster.address, "--mode", "recompute", "--prompt-tokens", 20, "--output-tokens", 3)
+    assert report["sent"] == 3 and report["windows"][0]["tokens"] == 3
+
+
+@pytest.mark.parametrize("args,why", [(["--mode", "fast"], "--mode: expected"), (["--prompt-tokens", "9-3"], "is not a range"),
+                                      (["--text-file", "/nowhere"], "no lines could be read")])
+def test_load_generator_refuses(args, why):
+    code, _, err = run_program("load_generator", *args)
+    assert code == 2 and why in err
+
+
+def test_load_generator_reports_the_first_failure(tiny_cluster):
+    code, out, err = run_program("load_generator", "--server", tiny_cluster.address, "--prompt-tokens", 5000)
+    assert code == 1 and not out and "INVALID_ARGUMENT" in err
+
+
+@pytest.mark.parametrize("name", ["load_generator", "delay_relay", "timed_worker"])
+def test_programs_have_help(name):
+    code, out, _ = run_program(name, "--help")
+    assert code == 0 and "--help" in out
+
+
+def echo_once(listener):
+    connection, _ = listener.accept()
+    with connection:
+        while data := connection.recv(1 << 16):
+            connection.sendall(data)
+
+
+def test_relay_delays_and_does_not_serialise(tmp_path):
+    """Each way takes the delay, and bytes on their way do not wait for those before them."""
+    delay, messages = 0.2, 20
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=echo_once, args=(listener,), daemon=True).start()
+        relay = Process("relay", [BIN / "delay_relay", "--to", f"127.0.0.1:{listener.getsockname()[1]}", "--delay", f"{delay}s"],
+                        tmp_path)
+        try:
+            host, port = relay.address().rsplit(":", 1)
+            with socket.create_connection((host, int(port)), timeout=30) as connection:
+                began = time.monotonic()
+                got = b""
+                for number in range(messages):
+                    connection.sendall(bytes([number]))
+                    if number == 0:
+                        got += connection.recv(1)
+                        assert time.monotonic() - began >= 2 * delay
+                connection.shutdown(socket.SHUT_WR)
+                while data := connection.recv(1 << 16):
+                    got += data
+                assert got == bytes(range(messages))
+                assert time.monotonic() - began < messages * delay
+        finally:
+            relay.close()
+
+
+def test_timed_worker_serves(random_model, start_cluster, monkeypatch):
+    """A ring of timed stages takes its time and gives as many tokens as asked for."""
+    import harness
+    real = harness.Cluster._start
+
+    def start_timed(self, name, command):
+        return real(self, name, [BIN / "timed_worker" if str(command[0]).endswith("millrace-worker") else command[0], *command[1:]])
+    monkeypatch.setattr(harness.Cluster, "_start", start_timed)
+    cluster = start_cluster(random_model("f32"), worker=["--fixed", "20ms", "--per-row", "0"])
+    began = time.monotonic()
+    answer = cluster.client.generate([200, 300, 400], 10, stop={"ignore_eos": True}, logprobs=0)
+    assert len(answer.ids) == 10 and time.monotonic() - began >= 10 * 2 * 0.020
+    busy = [measure.seconds(f"{s.busy.seconds + s.busy.nanos * 1e-9}s") / s.microbatches for s in cluster.client.load().stages]
+    assert all(0.020 <= seconds < 0.2 for seconds in busy), busy
+
+
+def test_rows_tell_met_from_missed():
+    row = table.Row("X", "x", "<= 2 %", 0.02, measured=0.03)
+    assert row.verdict == "MISSED" and row.measured_text() == "3.0 %"
+    assert table.Row("X", "x", ">= 0.9", 0.9, at_most=False, measured=0.93, unit="").verdict == "met"
+    assert table.Row("X", "x", "").verdict == "not available"
+
+
+def test_idle_is_a_difference_without_no_work():
+    def answer(busy, starved, no_work):
+        return {"active": "9s", "stages": [{"stage": 0, "busy": f"{busy}s", "microbatches": str(int(busy)), "rows": "8",
+                                            "idle": {"starved": f"{starved}s", "no_work": f"{no_work}s"}}]}
+    stage, = measure.stages(answer(1, 0.5, 3), answer(4, 1.5, 9))
+    assert (stage.busy, stage.idle, stage.bubble, stage.causes) == (3, 1, 0.25, {"starved": 1})
+
+
+def test_pictures_escape_and_scale(tmp_path):
+    svg.timelines(tmp_path / "t.svg", "a < b", [("one", {"stage 0": [(0, 5, "x & y", 0)]}, 10)])
+    text = (tmp_path / "t.svg").read_text()
+    assert "a &lt; b" in text and "x &amp; y" in text
+    widths = [float(w) for w in re.findall(r'<rect [^>]*width="([\d.]+)"', text)]
+    assert widths[1] == pytest.approx(widths[0] / 2, abs=1)
