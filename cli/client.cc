@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "common/clock.h"
 #include "common/transport/channels.h"
 #include "millrace/v1/rpc_status.pb.h"
 
@@ -42,8 +43,31 @@ Client::Client(const std::string& server)
 
 void Client::OnSignal(int signal) {
   MutexLock lock(&mutex_);
-  if (cancellable_ == nullptr) _exit(128 + signal);
-  cancellable_->TryCancel();
+  stopped_ = true;
+  changed_.NotifyAll();
+  if (cancellable_ != nullptr) return cancellable_->TryCancel();
+  if (!hold_stops_) _exit(128 + signal);
+}
+
+void Client::HoldStops() {
+  MutexLock lock(&mutex_);
+  hold_stops_ = true;
+}
+
+bool Client::stopped() const {
+  MutexLock lock(&mutex_);
+  return stopped_;
+}
+
+bool Client::WaitForStop(absl::Duration timeout) {
+  const absl::Time deadline = Clock::Steady().Now() + timeout;
+  MutexLock lock(&mutex_);
+  while (!stopped_) {
+    const absl::Duration left = deadline - Clock::Steady().Now();
+    if (left <= absl::ZeroDuration()) break;
+    changed_.WaitFor(&mutex_, left);
+  }
+  return stopped_;
 }
 
 Client::CancellableCall::CancellableCall(Client& client, grpc::ClientContext& context) : client_(client) {

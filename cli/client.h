@@ -43,10 +43,19 @@ class Client {
     Client& client_;
   };
 
+  // From now on Ctrl-C does not end the program where no call is in progress: it ends WaitForStop.
+  void HoldStops();
+  bool stopped() const;
+  // Waits until Ctrl-C, at most `timeout`; whether it came.
+  bool WaitForStop(absl::Duration timeout);
+
  private:
   void OnSignal(int signal);
 
-  Mutex mutex_;
+  mutable Mutex mutex_;
+  CondVar changed_;
+  bool hold_stops_ ABSL_GUARDED_BY(mutex_) = false;
+  bool stopped_ ABSL_GUARDED_BY(mutex_) = false;
   grpc::ClientContext* cancellable_ ABSL_GUARDED_BY(mutex_) = nullptr;
   // First, so that the threads of the channel do not take the signals.
   SignalWatcher signals_;

@@ -1,3 +1,6 @@
+#include <sys/ioctl.h>
+#include <unistd.h>
+
 #include <cstdio>
 #include <string>
 #include <thread>
@@ -7,12 +10,14 @@
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
 #include "cli/client.h"
+#include "cli/status_view.h"
 #include "common/clock.h"
 
 namespace millrace::cli {
 namespace {
 
 constexpr absl::Duration kPoll = absl::Milliseconds(100);
+constexpr absl::Duration kRefresh = absl::Seconds(1);
 constexpr absl::Duration kCallTimeout = absl::Seconds(5);
 
 struct Answers {
@@ -32,21 +37,6 @@ grpc::Status Ask(Client& client, Answers& answers) {
   if (status.ok()) status = client.control->GetModelInfo(&model, {}, &answers.model);
   if (status.ok()) status = client.control->GetLoad(&load, {}, &answers.load);
   return status;
-}
-
-const char* StateName(v1::GetServerInfoResponse::State state) {
-  switch (state) {
-    case v1::GetServerInfoResponse::STATE_WAITING_FOR_WORKERS:
-      return "waiting for workers";
-    case v1::GetServerInfoResponse::STATE_LOADING:
-      return "loading";
-    case v1::GetServerInfoResponse::STATE_SERVING:
-      return "serving";
-    case v1::GetServerInfoResponse::STATE_STOPPING:
-      return "stopping";
-    default:
-      return "unknown";
-  }
 }
 
 // Asks until the server serves. Progress goes to standard error whenever it changes.
@@ -69,20 +59,16 @@ grpc::Status WaitUntilServing(Client& client, absl::Duration timeout, Answers& a
   }
 }
 
-double Seconds(const google::protobuf::Duration& duration) {
-  return static_cast<double>(duration.seconds()) + duration.nanos() * 1e-9;
-}
-
 void PrintStages(const v1::GetLoadResponse& load) {
-  std::printf("\n%-6s %-10s %12s %12s %12s %8s  %s\n", "stage", "layers", "weights", "KV cache",
-              "activations", "busy", "worker");
+  std::printf("\n%-6s %-10s %12s %12s %12s %8s %8s  %s\n", "stage", "layers", "weights", "KV cache",
+              "activations", "busy", "bubble", "worker");
   for (const v1::StageLoad& stage : load.stages()) {
     const std::string layers =
         absl::StrCat(stage.first_layer(), "-", stage.first_layer() + stage.num_layers() - 1);
-    std::printf("%-6u %-10s %12s %12s %12s %7.1f%%  %s, %s\n", stage.stage(), layers.c_str(),
+    std::printf("%-6u %-10s %12s %12s %12s %7.1f%% %7.1f%%  %s, %s\n", stage.stage(), layers.c_str(),
                 FormatBytes(stage.weight_bytes()).c_str(), FormatBytes(stage.kv_bytes()).c_str(),
                 FormatBytes(stage.activation_bytes()).c_str(), stage.busy_share() * 100,
-                stage.worker().c_str(), stage.numeric_class().c_str());
+                stage.bubble_ratio() * 100, stage.worker().c_str(), stage.numeric_class().c_str());
   }
 }
 
@@ -106,6 +92,60 @@ void Print(const Answers& answers) {
   if (load.stages_size() > 0) PrintStages(load);
 }
 
+// Draws over what it drew before; lines that do not fit the terminal are cut, as a wrapped line would be two.
+class Screen {
+ public:
+  void Draw(const std::vector<std::string>& lines) {
+    if (drawn_ > 0) std::printf("\x1b[%zuF\x1b[J", drawn_);
+    winsize size{};
+    const bool known = ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0;
+    for (const std::string& line : lines) {
+      std::printf("%s\n", (known ? line.substr(0, size.ws_col) : line).c_str());
+    }
+    std::fflush(stdout);
+    drawn_ = lines.size();
+  }
+
+ private:
+  size_t drawn_ = 0;
+};
+
+// Until Ctrl-C. A server that does not answer is asked again, once it has answered.
+int Watch(Client& client, const ServerFlags& flags) {
+  const bool terminal = isatty(STDOUT_FILENO) == 1;
+  Screen screen;
+  WatchInput input;
+  absl::Time last = absl::InfinitePast();
+  client.HoldStops();
+  do {
+    Answers answers;
+    const grpc::Status status = Ask(client, answers);
+    if (client.stopped()) break;
+    const absl::Time now = Clock::Steady().Now();
+    const bool first = last == absl::InfinitePast();
+    if (!status.ok() && first) return ReportStatus(status, flags.server);
+    std::vector<std::string> lines = {
+        absl::StrCat("no answer from ", flags.server, ": ", status.error_message())};
+    if (status.ok()) {
+      input.before = first ? answers.load : input.load;
+      input.seconds = first ? 0 : absl::ToDoubleSeconds(now - last);
+      input.server = std::move(answers.server);
+      input.load = std::move(answers.load);
+      last = now;
+      if (terminal) lines = WatchTable(input);
+      if (!terminal) lines = {WatchLine(input)};
+      if (flags.json) lines = {ToJson(input.load)};
+    }
+    if (terminal && !flags.json) {
+      screen.Draw(lines);
+    } else {
+      std::printf("%s\n", lines.front().c_str());
+      std::fflush(stdout);
+    }
+  } while (!client.WaitForStop(kRefresh));
+  return kExitOk;
+}
+
 }  // namespace
 
 int StatusCommand(const std::vector<std::string>& args) {
@@ -113,6 +153,8 @@ int StatusCommand(const std::vector<std::string>& args) {
   absl::Duration wait = absl::ZeroDuration();
   OptionSet set("millrace status", "[options]", "Shows the server, the model, the load and the stages.");
   flags.Declare(set);
+  bool watch = false;
+  set.AddBool("watch", &watch, "show the load and the bubbles each second until Ctrl-C");
   set.AddDuration("wait", &wait, "wait until the server serves, at most so long");
   const auto outcome = set.Parse(args, nullptr);
   if (!outcome.ok()) return ReportUsage("status", outcome.status());
@@ -122,6 +164,7 @@ int StatusCommand(const std::vector<std::string>& args) {
   const grpc::Status status =
       wait > absl::ZeroDuration() ? WaitUntilServing(client, wait, answers) : Ask(client, answers);
   if (!status.ok()) return ReportStatus(status, flags.server);
+  if (watch) return Watch(client, flags);
   if (flags.json) {
     std::printf("{\"server\": %s, \"model\": %s, \"load\": %s}\n", ToJson(answers.server).c_str(),
                 ToJson(answers.model).c_str(), ToJson(answers.load).c_str());

@@ -183,6 +183,7 @@ void Coordinator::MakeEngine() {
   const absl::Span<const TokenId> ends = model_.tokenizer->end_tokens();
   engine.scheduler.end_tokens.assign(ends.begin(), ends.end());
   engine.vocabulary_size = model_.tokenizer->vocabulary_size();
+  engine.activation_row_bytes = uint64_t{model_.hyper_parameters.hidden_size} * sizeof(float);
   engine.max_in_flight_limit = options_.max_in_flight;
   engine.on_ring_fault = [this](Epoch epoch, absl::Status why) {
     cluster_->ReportRingFault(epoch, std::move(why));

@@ -13,7 +13,7 @@
 namespace millrace {
 namespace {
 
-constexpr uint32_t kApiRevision = 1;
+constexpr uint32_t kApiRevision = 2;
 constexpr size_t kMaxControlBytes = size_t{1} << 20;
 
 v1::GetServerInfoResponse::State ToProto(PipelineState state) {
@@ -30,6 +30,30 @@ v1::GetServerInfoResponse::State ToProto(PipelineState state) {
   return v1::GetServerInfoResponse::STATE_UNSPECIFIED;
 }
 
+void FillIdle(const IdleTime& from, v1::IdleTime* idle) {
+  SetDuration(from[IdleCause::kNoWork], idle->mutable_no_work());
+  SetDuration(from[IdleCause::kBackPressured], idle->mutable_back_pressured());
+  SetDuration(from[IdleCause::kCommunication], idle->mutable_communication());
+  SetDuration(from[IdleCause::kTooFewMicrobatches], idle->mutable_too_few_microbatches());
+  SetDuration(from[IdleCause::kImbalance], idle->mutable_imbalance());
+  SetDuration(from[IdleCause::kStarved], idle->mutable_starved());
+}
+
+absl::Duration MeanWay(const StageUse& use) {
+  return use.microbatches == 0 ? absl::ZeroDuration()
+                               : use.on_the_way / static_cast<int64_t>(use.microbatches);
+}
+
+void FillWindow(const StageUse& from, v1::StageWindow* window) {
+  SetDuration(from.busy, window->mutable_busy());
+  SetDuration(from.preempted, window->mutable_preempted());
+  FillIdle(from.idle, window->mutable_idle());
+  window->set_bubble_ratio(from.BubbleRatio());
+  window->set_microbatches(from.microbatches);
+  window->set_rows(from.rows);
+  SetDuration(MeanWay(from), window->mutable_mean_way());
+}
+
 void FillStage(const StageSnapshot& stage, absl::Duration active, v1::StageLoad* load) {
   load->set_worker(stage.worker);
   load->set_first_layer(stage.first_layer);
@@ -42,6 +66,12 @@ void FillStage(const StageSnapshot& stage, absl::Duration active, v1::StageLoad*
   load->set_microbatches(stage.total.microbatches);
   load->set_rows(stage.total.rows);
   load->set_busy_share(active > absl::ZeroDuration() ? absl::FDivDuration(stage.total.busy, active) : 0.0);
+  SetDuration(stage.total.preempted, load->mutable_preempted());
+  FillIdle(stage.total.idle, load->mutable_idle());
+  load->set_bubble_ratio(stage.total.BubbleRatio());
+  FillWindow(stage.window, load->mutable_window());
+  SetDuration(MeanWay(stage.total), load->mutable_mean_way());
+  load->set_activation_bytes_sent(stage.activation_bytes_sent);
 }
 
 void FillScheduler(const SchedulerLoad& from, v1::GetLoadResponse* load) {
@@ -155,6 +185,10 @@ v1::GetLoadResponse ControlService::Load() const {
     added->set_stage(number);
     FillStage(stage, pipeline.active, added);
   }
+  load.set_bubble_ratio(PipelineUse(pipeline, &StageSnapshot::total).BubbleRatio());
+  load.set_window_bubble_ratio(PipelineUse(pipeline, &StageSnapshot::window).BubbleRatio());
+  SetDuration(BubbleMeter::kWindow, load.mutable_window());
+  SetDuration(pipeline.mean_hop, load.mutable_mean_hop());
   return load;
 }
 

@@ -124,6 +124,7 @@ std::shared_ptr<const MicrobatchAccount> BubbleMeter::OnReturned(MicrobatchId id
     for (const StageVisit& visit : account->visits) at_stages += visit.sent - visit.received;
     const absl::Duration under_way = now - flight.planned.time;
     account->mean_hop = Clamp(under_way - at_stages, under_way) / static_cast<int64_t>(stages_.size());
+    hops_.Observe(absl::ToDoubleSeconds(account->mean_hop));
     Smooth(*account);
   }
   last_returned_ = account;

@@ -14,6 +14,7 @@
 
 #include "absl/time/time.h"
 #include "absl/types/span.h"
+#include "common/histogram.h"
 #include "common/hop_message.h"
 #include "common/ids.h"
 
@@ -114,6 +115,8 @@ class BubbleMeter {
   // time and c the mean hop, both smoothed.
   uint32_t NeededInFlight() const;
   absl::Duration mean_hop() const { return mean_hop_; }  // smoothed
+  // The mean hop of each microbatch since the epoch began, in seconds.
+  const Histogram& hops() const { return hops_; }
 
  private:
   enum class Work { kNone, kTooLittle, kEnough };
@@ -159,6 +162,7 @@ class BubbleMeter {
   std::shared_ptr<const MicrobatchAccount> last_returned_;
   std::deque<Bucket> buckets_;
   absl::Duration mean_hop_;
+  Histogram hops_{kHopBounds};
   uint64_t returned_ = 0;
 
   Work work_ = Work::kNone;

@@ -248,6 +248,19 @@ void Engine::SendPlans() {
   }
 }
 
+void Engine::MeasureStages(const SchedulerLoad& load, absl::Time now) {
+  if (!meter_.has_value()) return;
+  meter_->OnLoad(now, load.running + load.waiting, load.in_flight);
+  const std::vector<StageUse> window = meter_->Window(now);
+  const size_t stages = std::min(ring_->stages.size(), window.size());
+  for (uint32_t i = 0; i < stages; ++i) {
+    StageSnapshot& stage = ring_->stages[i];
+    stage.total = meter_->Total(i);
+    stage.window = window[i];
+    if (i + 1 < stages) stage.activation_bytes_sent = stage.total.rows * options_.activation_row_bytes;
+  }
+}
+
 void Engine::Publish(absl::Time now) {
   const SchedulerLoad load = scheduler_.load();
   if (load.in_flight > 0 && !active_since_.has_value()) active_since_ = now;
@@ -255,17 +268,11 @@ void Engine::Publish(absl::Time now) {
     active_ += now - *active_since_;
     active_since_.reset();
   }
-  if (meter_.has_value()) {
-    meter_->OnLoad(now, load.running + load.waiting, load.in_flight);
-    const std::vector<StageUse> window = meter_->Window(now);
-    for (uint32_t i = 0; i < std::min<size_t>(ring_->stages.size(), window.size()); ++i) {
-      ring_->stages[i].total = meter_->Total(i);
-      ring_->stages[i].window = window[i];
-    }
-  }
+  MeasureStages(load, now);
   MutexLock lock(&snapshot_mutex_);
   snapshot_.load = load;
   snapshot_.mean_hop = meter_.has_value() ? meter_->mean_hop() : absl::ZeroDuration();
+  snapshot_.hops = meter_.has_value() ? meter_->hops() : Histogram(kHopBounds);
   snapshot_.epoch = ring_.has_value() ? ring_->epoch.value() : 0;
   snapshot_.active = active_ + (active_since_.has_value() ? now - *active_since_ : absl::ZeroDuration());
   snapshot_.stages = ring_.has_value() ? ring_->stages : std::vector<StageSnapshot>();

@@ -35,6 +35,7 @@ struct RingConnection {
 struct EngineOptions {
   SchedulerOptions scheduler;
   uint32_t vocabulary_size = UINT32_MAX;  // of the model; results with other tokens are refused
+  uint64_t activation_row_bytes = 0;      // that a row takes over a hop between stages
   uint32_t max_in_flight_limit = 64;      // no ring has a larger window
   const Clock* clock = &Clock::Steady();
   // The ring gave results that cannot be: it should be given up. Thread: engine.
@@ -93,6 +94,7 @@ class Engine final : public EnginePort {
   void LoseRing(const absl::Status& why, absl::Time now);
   void TakeClockOffsets();
   void SendPlans();
+  void MeasureStages(const SchedulerLoad& load, absl::Time now);
   void Publish(absl::Time now);
   void HandOverActions();
 

@@ -7,6 +7,7 @@
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
+#include "common/histogram.h"
 #include "coordinator/pipeline/bubble_meter.h"
 #include "coordinator/scheduler/microbatch_plan.h"
 #include "coordinator/scheduler/scheduler.h"
@@ -33,20 +34,29 @@ struct StageSnapshot {
   uint64_t kv_bytes = 0;
   uint64_t activation_bytes = 0;
   std::string numeric_class;
-  absl::Duration clock_offset;  // the worker's clock minus the coordinator's; 0 until it is known
-  StageUse total;               // since the epoch began
-  StageUse window;              // of the last seconds, BubbleMeter::kWindow
+  absl::Duration clock_offset;         // the worker's clock minus the coordinator's; 0 until it is known
+  StageUse total;                      // since the epoch began
+  StageUse window;                     // of the last seconds, BubbleMeter::kWindow
+  uint64_t activation_bytes_sent = 0;  // to the next stage, since the epoch began
 };
 
 struct PipelineSnapshot {
   PipelineState state = PipelineState::kWaitingForWorkers;
   std::string detail;  // for people: what is waited for
   uint64_t epoch = 0;
-  absl::Duration active;    // time of this epoch with a microbatch in flight
-  absl::Duration mean_hop;  // of a microbatch, smoothed
+  absl::Duration active;       // time of this epoch with a microbatch in flight
+  absl::Duration mean_hop;     // of a microbatch, smoothed
+  Histogram hops{kHopBounds};  // seconds, one entry a microbatch, since the epoch began
   SchedulerLoad load;
   std::vector<StageSnapshot> stages;
 };
+
+// All stages together: of `total` or of `window`.
+inline StageUse PipelineUse(const PipelineSnapshot& pipeline, StageUse StageSnapshot::*which) {
+  StageUse sum;
+  for (const StageSnapshot& stage : pipeline.stages) sum += stage.*which;
+  return sum;
+}
 
 // Thread: any. Nothing here waits for the pipeline.
 class EnginePort {

@@ -1,8 +1,12 @@
 """`millrace`, the command line client."""
+import fcntl
 import json
 import os
+import pty
 import signal
+import struct
 import subprocess
+import termios
 import time
 
 import pytest
@@ -81,6 +85,43 @@ def test_status(cluster):
     assert status["server"]["state"] == "STATE_SERVING"
     assert status["model"]["layers"] == 30
     assert sum(stage["num_layers"] for stage in status["load"]["stages"]) == 30
+
+
+def test_status_watch_goes_on_until_ctrl_c(cluster):
+    process = subprocess.Popen([harness.BIN / "millrace", "status", "--server", cluster.address, "--watch"],
+                               stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        lines = [process.stdout.readline().decode() for _ in range(2)]
+        assert all(line.startswith("serving, ") and "stage 1 busy" in line for line in lines), lines
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=10)
+        assert (process.returncode, err) == (0, b"")
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_status_watch_draws_over_itself_on_a_terminal(cluster):
+    """A narrow terminal cuts the lines: one that wraps would be two, and the picture would creep down."""
+    leader, follower = pty.openpty()
+    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 40, 0, 0))
+    process = subprocess.Popen([harness.BIN / "millrace", "status", "--server", cluster.address, "--watch"],
+                               stdin=subprocess.DEVNULL, stdout=follower, stderr=subprocess.PIPE)
+    try:
+        seen = b""
+        while seen.count(b"worker") < 2 and seen.count(b"\x1b[J") < 2:
+            seen += os.read(leader, 4096)
+        first, second = seen.replace(b"\r", b"").split(b"\x1b[J")[:2]
+        drawn = first.split(b"\x1b[")[0].splitlines()
+        assert first.endswith(b"\x1b[%dF" % len(drawn)) and second.startswith(b"server")
+        assert max(len(line) for line in drawn) == 40
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 0
+    finally:
+        process.kill()
+        process.communicate()
+        os.close(leader)
+        os.close(follower)
 
 
 def test_text_is_streamed_and_ctrl_c_cancels(cluster):

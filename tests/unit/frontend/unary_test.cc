@@ -142,7 +142,7 @@ TEST_F(UnaryTest, TellsAboutTheServer) {
   grpc::ClientContext context;
   ASSERT_TRUE(control_->GetServerInfo(&context, v1::GetServerInfoRequest(), &info).ok());
   EXPECT_EQ(info.version(), "1.2.3");
-  EXPECT_EQ(info.api_revision(), 1u);
+  EXPECT_EQ(info.api_revision(), 2u);
   EXPECT_EQ(info.state(), v1::GetServerInfoResponse::STATE_LOADING);
   EXPECT_EQ(info.state_detail(), snapshot.detail);
   EXPECT_TRUE(info.has_uptime());
@@ -234,6 +234,45 @@ TEST_F(UnaryTest, TellsAboutTheLoad) {
   EXPECT_EQ(stage.microbatches(), 14u);
   EXPECT_EQ(stage.rows(), 15u);
   EXPECT_DOUBLE_EQ(stage.busy_share(), 0.75);
+}
+
+TEST_F(UnaryTest, TellsTheBubblesOfEachStage) {
+  PipelineSnapshot snapshot;
+  snapshot.stages.resize(2);
+  snapshot.stages[1].total.busy = absl::Milliseconds(7500);
+  snapshot.stages[1].total.microbatches = 14;
+  snapshot.stages[1].total.preempted = absl::Milliseconds(500);
+  snapshot.stages[1].total.on_the_way = absl::Milliseconds(28);
+  for (size_t cause = 0; cause < kNumIdleCauses; ++cause) {
+    snapshot.stages[1].total.idle.by_cause[cause] = absl::Seconds(cause + 1);
+    snapshot.stages[0].window.idle.by_cause[cause] = absl::Milliseconds(cause + 1);
+  }
+  snapshot.stages[0].window.busy = absl::Milliseconds(20);
+  snapshot.stages[0].activation_bytes_sent = 99;
+  snapshot.mean_hop = absl::Milliseconds(3);
+  engine_.set_snapshot(snapshot);
+  StartServer();
+  v1::GetLoadResponse load;
+  grpc::ClientContext context;
+  ASSERT_TRUE(control_->GetLoad(&context, v1::GetLoadRequest(), &load).ok());
+  ASSERT_EQ(load.stages_size(), 2);
+  const v1::StageLoad& stage = load.stages(1);
+  EXPECT_EQ(stage.preempted().nanos(), 500000000);
+  EXPECT_EQ(stage.mean_way().nanos(), 2000000);
+  EXPECT_EQ(stage.idle().no_work().seconds(), 1);
+  EXPECT_EQ(stage.idle().back_pressured().seconds(), 2);
+  EXPECT_EQ(stage.idle().communication().seconds(), 3);
+  EXPECT_EQ(stage.idle().too_few_microbatches().seconds(), 4);
+  EXPECT_EQ(stage.idle().imbalance().seconds(), 5);
+  EXPECT_EQ(stage.idle().starved().seconds(), 6);
+  EXPECT_DOUBLE_EQ(stage.bubble_ratio(), 20 / 27.5);
+  EXPECT_DOUBLE_EQ(load.bubble_ratio(), 20 / 27.5);
+  EXPECT_DOUBLE_EQ(load.stages(0).window().bubble_ratio(), 0.5);
+  EXPECT_EQ(load.stages(0).window().idle().starved().nanos(), 6000000);
+  EXPECT_DOUBLE_EQ(load.window_bubble_ratio(), 0.5);
+  EXPECT_EQ(load.stages(0).activation_bytes_sent(), 99u);
+  EXPECT_EQ(load.window().seconds(), 10);
+  EXPECT_EQ(load.mean_hop().nanos(), 3000000);
 }
 
 }  // namespace

@@ -167,6 +167,9 @@ TEST_F(EngineTest, RefusesMoreLiveRequestsThanAgreedOn) {
 }
 
 TEST_F(EngineTest, CountsWhatStagesDid) {
+  EngineOptions options = Options();
+  options.activation_row_bytes = 40;
+  Make(std::move(options));
   RaiseRing(3, 2);
   Submit(Request(1, 3));
   for (int i = 0; i < 2; ++i) {
@@ -186,6 +189,12 @@ TEST_F(EngineTest, CountsWhatStagesDid) {
   EXPECT_EQ(snapshot.stages[1].total.busy, absl::Nanoseconds(4000));
   EXPECT_EQ(snapshot.stages[1].total.microbatches, 2u);
   EXPECT_EQ(snapshot.stages[1].total.rows, 2u);
+  EXPECT_EQ(snapshot.stages[0].window.busy, absl::Nanoseconds(2000));
+  EXPECT_EQ(snapshot.stages[0].total.preempted, absl::Nanoseconds(200));
+  EXPECT_EQ(snapshot.stages[0].activation_bytes_sent, 80u);
+  EXPECT_EQ(snapshot.stages[1].activation_bytes_sent, 0u);
+  EXPECT_EQ(snapshot.hops.count(), 2u);
+  EXPECT_GT(snapshot.mean_hop, absl::ZeroDuration());
   EXPECT_EQ(snapshot.stages[1].first_layer, 1u);
   EXPECT_EQ(snapshot.load.in_flight, 1u);
   EXPECT_EQ(snapshot.load.running, 1u);
