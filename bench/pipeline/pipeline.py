@@ -10,6 +10,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 import decode_rows
 import load_rows
+import program_rows
 import timed_rows
 from benchlib import noise
 from benchlib.cluster import BenchError, real_model
@@ -17,7 +18,7 @@ from benchlib.table import Row, print_table, write_json
 
 SMALL = "SmolLM2-135M"
 LARGE = "random 1.1 B"
-ORDER = ["P1", "P2", "P3", "P4", "P6", "P7", "P9", "C5"]
+ORDER = ["P1", "P2", "P3", "P4", "P6", "P7", "P9", "C1", "C3", "C5", "S1"]
 
 
 @dataclasses.dataclass
@@ -32,13 +33,15 @@ class Settings:
     timed_stages: tuple
     timed_warmup: str
     timed_window: str
+    transport_flags: tuple
     timed_worker_flags: tuple = ()
 
 
 FULL = Settings(rounds=5, warmup="1s", window="4s", capacity_window="10s", poisson_requests=100, poisson_windows=5,
-                timed_stages=(4, 8, 16), timed_warmup="3s", timed_window="3s")
+                timed_stages=(4, 8, 16), timed_warmup="3s", timed_window="3s", transport_flags=())
 QUICK = Settings(rounds=2, warmup="0.3s", window="1s", capacity_window="2s", poisson_requests=6, poisson_windows=3,
-                 timed_stages=(4, 16), timed_warmup="1s", timed_window="1s")
+                 timed_stages=(4, 16), timed_warmup="1s", timed_window="1s",
+                 transport_flags=("--rounds", 3, "--echoes", 300, "--megabytes", 32))
 
 
 def not_available(ids, why):
@@ -68,6 +71,7 @@ def measure_all(options, settings):
     rows += attempt(ids & {"P2"}, lambda _: load_rows.poisson_rows(model, settings))
     rows += attempt(ids & {"P7"}, lambda _: load_rows.one_shot_rows(model, settings))
     rows += attempt(ids & {"P9"}, lambda _: timed_rows.rows(model, settings))
+    rows += attempt(ids & {"C1", "C3"}, lambda wanted: [row for row in program_rows.transport_rows(settings) if row.id in wanted])
     if options.large:
         rows += attempt(ids & {"P1", "P3", "P4", "P6", "C5"},
                         lambda wanted: decode_rows.rows(options.large, LARGE, settings, wanted))
