@@ -180,6 +180,8 @@ void Coordinator::MakeEngine() {
   engine.scheduler.max_running_sequences = options_.max_running;
   engine.scheduler.max_waiting_sequences = options_.max_queued;
   engine.scheduler.max_rows = options_.max_rows;
+  engine.scheduler.inter_token_goal = options_.inter_token_goal;
+  engine.scheduler.static_batching = options_.static_batching;
   const absl::Span<const TokenId> ends = model_.tokenizer->end_tokens();
   engine.scheduler.end_tokens.assign(ends.begin(), ends.end());
   engine.vocabulary_size = model_.tokenizer->vocabulary_size();

@@ -22,7 +22,9 @@ struct CoordinatorOptions {
   std::string join_secret;  // used if there is no file
   std::string status_file;  // JSON with addresses and process id, written once it listens
   uint32_t max_rows = 128;
-  uint32_t max_in_flight = 0;  // the most; at least stages
+  uint32_t max_in_flight = 0;                              // the most; at least stages
+  absl::Duration inter_token_goal = absl::ZeroDuration();  // zero: none
+  bool static_batching = false;
   uint32_t block_tokens = 16;
   uint32_t context_tokens = 0;  // 0: the model's
   uint32_t max_running = 256;
@@ -51,6 +53,7 @@ class CoordinatorFlags {
   CoordinatorOptions options_;
   int64_t max_rows_ = 128;
   int64_t max_in_flight_ = 0;
+  std::string batching_ = "inflight";
   int64_t block_tokens_ = 16;
   int64_t context_tokens_ = 0;
   int64_t max_running_ = 256;

@@ -30,6 +30,11 @@ void CoordinatorFlags::Declare(OptionSet& set, bool with_join_secret) {
              "most microbatches in the ring at once; what keeps it full is measured; fewer than the stages "
              "leave some "
              "idle, for comparisons only; 0: 4 x stages + 4");
+  set.AddDuration(
+      "inter-token-goal", &options_.inter_token_goal,
+      "prefill beside decodes is cut so that tokens follow each other within this time; 0s: no goal");
+  set.AddString("batching", &batching_, "inflight|static",
+                "static: requests join only when none is running; there for comparisons, it is slower");
   set.AddInt("kv-block-tokens", &block_tokens_, 16, 1024,
              "tokens in one block of KV cache, a multiple of 16");
   set.AddInt("context", &context_tokens_, 0, 1 << 24,
@@ -60,6 +65,14 @@ absl::StatusOr<CoordinatorOptions> CoordinatorFlags::Finish() const {
   }
   if (result.max_input_bytes > (uint64_t{64} << 20)) {
     return absl::InvalidArgumentError("--max-input: at most 64MiB");
+  }
+  if (batching_ != "inflight" && batching_ != "static") {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--batching: '", batching_, "' is not inflight or static"));
+  }
+  result.static_batching = batching_ == "static";
+  if (result.inter_token_goal < absl::ZeroDuration()) {
+    return absl::InvalidArgumentError("--inter-token-goal: at least 0s");
   }
   result.stages = stages == 0 ? (result.layers.empty() ? 1 : static_cast<uint32_t>(result.layers.size()))
                               : static_cast<uint32_t>(stages);

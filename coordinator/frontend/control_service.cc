@@ -86,6 +86,7 @@ void FillScheduler(const SchedulerLoad& from, v1::GetLoadResponse* load) {
   load->set_requests_finished_total(from.finished);
   load->set_requests_failed_total(from.failed);
   load->set_preemptions_total(from.preemptions);
+  load->set_slots(from.slots);
 }
 
 // Answers a call whose request has no fields: there is nothing in it to parse, and what a newer client adds
@@ -184,6 +185,8 @@ v1::GetLoadResponse ControlService::Load() const {
     v1::StageLoad* added = load.add_stages();
     added->set_stage(number);
     FillStage(stage, pipeline.active, added);
+    const std::vector<double>& errors = pipeline.load.cost_errors;
+    if (number < errors.size()) added->set_cost_error(errors[number]);
   }
   load.set_bubble_ratio(PipelineUse(pipeline, &StageSnapshot::total).BubbleRatio());
   load.set_window_bubble_ratio(PipelineUse(pipeline, &StageSnapshot::window).BubbleRatio());

@@ -1,11 +1,14 @@
 #include "coordinator/scheduler/batch_policy.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "common/check.h"
 
 namespace millrace {
 namespace {
+
+constexpr double kRounding = 1e-9;
 
 uint32_t CeilDiv(uint32_t a, uint32_t b) {
   return a / b + (a % b != 0);
@@ -30,10 +33,18 @@ class BatchComposer {
   uint32_t BlocksFor(uint32_t tokens) const { return CeilDiv(tokens, s_.block_tokens); }
   uint32_t Room() const { return s_.max_rows - rows_; }
 
-  uint32_t PendingPrefillTokens() const;
+  BatchFeatures FeaturesOfPick(size_t index, uint32_t rows) const;
+  // Of the chunk after what `index` has planned, on top of what is picked.
+  double ChunkSeconds(size_t index, uint32_t rows) const;
+  void WeighDecodes();
+  double DecodeWeight(size_t index) const { return decode_row_ + decode_position_ * view(index).tokens; }
+  std::vector<size_t> ReadyDecodes() const;
+  bool PrefillPending() const;
   uint32_t DecodeRowLimit() const;
-  uint32_t DecodeShare(uint32_t ready) const;
   void PickDecodes(uint32_t row_limit);
+  double PendingSeconds(double enough) const;
+  double ChunkTarget(double room) const;
+  uint32_t ChunkRows(size_t index, double target, double most) const;
   void PickPrefills();
   bool CanAdmit(size_t index) const;
   uint32_t AdmissionMargin() const;
@@ -50,18 +61,34 @@ class BatchComposer {
   uint32_t free_blocks_;
   uint32_t committed_blocks_ = 0;  // that running prefills will still need
   uint32_t rows_ = 0;
+
+  const SlowestStageCost cost_;
+  BatchFeatures features_;  // of what is picked
+  double budget_;           // seconds of a slot; without costs, rows
+  double decode_row_ = 1;   // seconds that a decode adds, and each position that it attends to
+  double decode_position_ = 0;
+  double decoding_weight_ = 0;  // of all that decode
+  uint32_t decoding_ = 0;
+  double decode_carry_;
 };
 
 BatchComposer::BatchComposer(const BatchSnapshot& snapshot)
     : s_(snapshot),
       entries_(snapshot.sequences.size()),
       kept_(snapshot.num_running),
-      free_blocks_(snapshot.free_blocks) {
+      free_blocks_(snapshot.free_blocks),
+      cost_(snapshot.costs),
+      budget_(cost_(BatchFeatures::Prefill(0, snapshot.max_rows, false))),
+      decode_carry_(snapshot.decode_carry) {
+  if (!s_.costs.empty() && s_.inter_token_goal > 0) {
+    budget_ = std::min(budget_, s_.inter_token_goal / s_.slots);
+  }
   for (size_t i = 0; i < entries_.size(); ++i) entries_[i].blocks = view(i).blocks;
   for (size_t i = 0; i < kept_; ++i) committed_blocks_ += Outstanding(i);
 }
 
 BatchDecision BatchComposer::Compose() {
+  WeighDecodes();
   PickDecodes(DecodeRowLimit());
   PickPrefills();
   // Rows kept for a prefill that could not run after all.
@@ -70,6 +97,7 @@ BatchDecision BatchComposer::Compose() {
   BatchDecision decision;
   decision.num_preempted = s_.num_running - kept_;
   decision.num_admitted = admitted_;
+  decision.decode_carry = decode_carry_;
   for (size_t index : order_) {
     if (entries_[index].rows == 0) continue;
     decision.picks.push_back({index, entries_[index].rows});
@@ -85,23 +113,55 @@ uint32_t BatchComposer::Outstanding(size_t index) const {
   return needed > entries_[index].blocks ? needed - entries_[index].blocks : 0;
 }
 
-uint32_t BatchComposer::DecodeRowLimit() const {
+bool BatchComposer::PrefillPending() const {
   bool pending = entries_.size() > s_.num_running && CanAdmit(s_.num_running);
   for (size_t i = 0; i < kept_ && !pending; ++i) pending = prefilling(i);
-  if (!pending) return s_.max_rows;
+  return pending;
+}
+
+uint32_t BatchComposer::DecodeRowLimit() const {
+  if (!PrefillPending()) return s_.max_rows;
   if (s_.max_rows == 1) return s_.prefill_turn ? 0 : 1;
   return s_.max_rows - std::max(1u, s_.max_rows / 4);
 }
 
-// Never more than an even share of all decoding sequences; fewer where more slots are free than that would
-// fill.
-uint32_t BatchComposer::DecodeShare(uint32_t ready) const {
-  uint32_t decoding = 0;
-  for (size_t i = 0; i < kept_; ++i) decoding += view(i).decoding();
-  return std::min(CeilDiv(decoding, s_.max_in_flight), CeilDiv(ready, s_.max_in_flight - s_.in_flight));
+BatchFeatures BatchComposer::FeaturesOfPick(size_t index, uint32_t rows) const {
+  const bool sampled = rows == view(index).remaining();
+  if (rows == 1 && sampled) return BatchFeatures::Decode(view(index).tokens);
+  return BatchFeatures::Prefill(view(index).planned, rows, sampled);
 }
 
-void BatchComposer::PickDecodes(uint32_t row_limit) {
+double BatchComposer::ChunkSeconds(size_t index, uint32_t rows) const {
+  BatchFeatures with = features_;
+  with += FeaturesOfPick(index, rows);
+  return cost_(with) - cost_(features_);
+}
+
+// Straight lines through the cost of a usual slot of decodes: a share is a sum over sequences.
+void BatchComposer::WeighDecodes() {
+  double positions = 0;
+  for (size_t i = 0; i < kept_; ++i) {
+    if (!view(i).decoding()) continue;
+    ++decoding_;
+    positions += view(i).tokens;
+  }
+  decoding_weight_ = decoding_;
+  if (decoding_ == 0 || s_.costs.empty()) return;
+  constexpr double kLeastShareOfRow = 0.05;
+  const double rows =
+      std::clamp(std::ceil(static_cast<double>(decoding_) / s_.slots), 1.0, static_cast<double>(s_.max_rows));
+  BatchFeatures slot;
+  slot.decode_rows = slot.sampled_rows = rows;
+  const double without_context = cost_(slot);
+  slot.decode_attention = positions / decoding_ * rows;
+  const double seconds = cost_(slot);
+  decode_position_ = std::max(0.0, (seconds - without_context) / slot.decode_attention);
+  decode_row_ =
+      std::max((without_context - cost_(BatchFeatures())) / rows, kLeastShareOfRow * seconds / rows);
+  decoding_weight_ = decode_row_ * decoding_ + decode_position_ * positions;
+}
+
+std::vector<size_t> BatchComposer::ReadyDecodes() const {
   std::vector<size_t> ready;
   for (size_t i = 0; i < kept_; ++i) {
     if (view(i).decode_ready()) ready.push_back(i);
@@ -109,39 +169,95 @@ void BatchComposer::PickDecodes(uint32_t row_limit) {
   std::sort(ready.begin(), ready.end(), [this](size_t a, size_t b) {
     return view(a).ready_order != view(b).ready_order ? view(a).ready_order < view(b).ready_order : a < b;
   });
-  const uint32_t limit = std::min(row_limit, DecodeShare(static_cast<uint32_t>(ready.size())));
+  return ready;
+}
+
+void BatchComposer::PickDecodes(uint32_t row_limit) {
+  const std::vector<size_t> ready = ReadyDecodes();
+  if (ready.empty()) return;
+  double ready_weight = 0;
+  for (size_t index : ready) ready_weight += DecodeWeight(index);
+  const double usual = decoding_weight_ / decoding_;
+  const double share = decoding_weight_ / s_.slots + s_.decode_carry * usual;
+  const double spread = ready_weight / (s_.slots - s_.in_flight);
+  const double target = std::min(share, spread);
+  double taken = 0;
   for (size_t index : ready) {
-    if (rows_ >= limit) break;
-    if (!preempted(index) && FitBlocks(index, 1) == 1) Pick(index, 1);
+    const double weight = DecodeWeight(index);
+    if (rows_ >= row_limit || (taken > 0 && taken + weight / 2 > target * (1 + kRounding))) break;
+    if (preempted(index) || FitBlocks(index, 1) == 0) continue;
+    Pick(index, 1);
+    taken += weight;
   }
+  // Only what rounding leaves: what was not ready, or had no room, is no debt to later slots.
+  const double left = (share - taken) / usual;
+  decode_carry_ = target == share && std::abs(left) <= 0.5 + kRounding ? left : 0;
 }
 
-// Counts whole prompts, so that the chunks of one prompt do not shrink as it advances.
-uint32_t BatchComposer::PendingPrefillTokens() const {
-  const uint64_t enough = uint64_t{s_.max_rows} * 2 * s_.num_stages;
-  uint64_t tokens = 0;
-  for (size_t i = 0; i < entries_.size() && tokens < enough; ++i) {
-    if (prefilling(i)) tokens += view(i).tokens;
+// Of prompts that can run now, up to about `enough`. Counts them whole, so that the chunks of one prompt do
+// not shrink as it advances.
+double BatchComposer::PendingSeconds(double enough) const {
+  const double nothing = cost_(BatchFeatures());
+  const auto seconds = [&](size_t i) {
+    return cost_(BatchFeatures::Prefill(0, view(i).tokens, true)) - nothing;
+  };
+  double pending = 0;
+  for (size_t i = 0; i < kept_ && pending < enough; ++i) {
+    if (prefilling(i)) pending += seconds(i);
   }
-  return static_cast<uint32_t>(std::min(tokens, enough));
+  uint64_t free = free_blocks_;
+  uint64_t needed = committed_blocks_;
+  const size_t end = std::min(entries_.size(), s_.num_running + (s_.max_running_sequences - kept_));
+  for (size_t i = s_.num_running; i < end && pending < enough; ++i) {
+    needed += BlocksFor(view(i).tokens + 1);
+    if (kept_ < s_.num_running || view(i).in_flight || needed > free) break;
+    pending += seconds(i);
+  }
+  return pending;
 }
 
-// Equal chunks of about `target` rows, so that none is a scrap.
-uint32_t ChunkRows(uint32_t remaining, uint32_t target) {
-  const uint32_t chunks = std::max(1u, remaining / std::max(target, kMinChunkRows));
-  return CeilDiv(remaining, chunks);
+// Seconds that this slot's chunks are to take together, of `room`.
+double BatchComposer::ChunkTarget(double room) const {
+  const uint32_t pieces = s_.num_stages == 1 ? 1 : 2 * s_.num_stages;
+  const double spread = PendingSeconds(room * pieces) / pieces;
+  const double least = cost_(BatchFeatures::Prefill(0, kMinChunkRows, false)) - cost_(BatchFeatures());
+  // Positive even if a model that has learnt from little says otherwise.
+  return std::clamp(std::max(spread, least), kRounding * room, room);
+}
+
+// Equal chunks of about `target` seconds, none above `most`, but no scraps.
+uint32_t BatchComposer::ChunkRows(size_t index, double target, double most) const {
+  const uint32_t remaining = view(index).remaining();
+  uint32_t high = std::min(remaining, Room());
+  uint32_t low = std::min(high, kMinChunkRows);
+  const double whole = ChunkSeconds(index, remaining);
+  // The whole room is used up; less than that is cut evenly.
+  const double pieces = target < most * (1 - kRounding) ? std::round(whole / target) : 1;
+  const double chunks = std::min(pieces, std::floor(1.0 * remaining / kMinChunkRows));
+  const double seconds = std::min(whole / std::max(1.0, chunks), most) * (1 - kRounding);
+  while (low < high) {
+    const uint32_t middle = low + (high - low) / 2;
+    if (ChunkSeconds(index, middle) < seconds) {
+      low = middle + 1;
+    } else {
+      high = middle;
+    }
+  }
+  return low;
 }
 
 void BatchComposer::PickPrefills() {
-  const uint32_t pieces = s_.num_stages == 1 ? 1 : 2 * s_.num_stages;
-  const uint32_t target = std::max(kMinChunkRows, CeilDiv(PendingPrefillTokens(), pieces));
-  uint32_t taken = 0;
-  for (size_t i = 0; i < entries_.size() && taken < target && Room() > 0; ++i) {
+  if (!PrefillPending()) return;
+  const double before = cost_(features_);
+  const double room = std::max(budget_ - before, budget_ / 4);
+  const double target = ChunkTarget(room);
+  double taken = 0;
+  bool picked = false;
+  for (size_t i = 0; i < entries_.size() && taken < target * (1 - kRounding) && Room() > 0; ++i) {
     if (!prefilling(i)) continue;
     if (waiting(i) && !CanAdmit(i)) break;
-    const uint32_t remaining = view(i).remaining();
-    uint32_t rows = std::min(Room(), ChunkRows(remaining, target - taken));
-    if (taken > 0 && rows < std::min(remaining, kMinChunkRows)) break;
+    uint32_t rows = ChunkRows(i, target - taken, room - taken);
+    if (picked && rows < std::min(view(i).remaining(), kMinChunkRows)) break;
     if (waiting(i)) {
       ++admitted_;
       committed_blocks_ += Outstanding(i);
@@ -149,7 +265,8 @@ void BatchComposer::PickPrefills() {
     rows = FitBlocks(i, rows);
     if (rows == 0) continue;
     Pick(i, rows);
-    taken += rows;
+    picked = true;
+    taken = cost_(features_) - before;
   }
 }
 
@@ -180,7 +297,13 @@ void BatchComposer::PreemptYoungest() {
   Entry& victim = entries_[kept_];
   free_blocks_ += victim.blocks;
   rows_ -= victim.rows;
+  const bool was_picked = victim.rows > 0;
   victim = Entry();
+  if (!was_picked) return;
+  features_ = BatchFeatures();
+  for (size_t index : order_) {
+    if (entries_[index].rows > 0) features_ += FeaturesOfPick(index, entries_[index].rows);
+  }
 }
 
 void BatchComposer::Pick(size_t index, uint32_t rows) {
@@ -194,13 +317,14 @@ void BatchComposer::Pick(size_t index, uint32_t rows) {
   committed_blocks_ -= before - Outstanding(index);
   entry.rows = rows;
   rows_ += rows;
+  features_ += FeaturesOfPick(index, rows);
   order_.push_back(index);
 }
 
 }  // namespace
 
 BatchDecision DecideBatch(const BatchSnapshot& snapshot) {
-  MILLRACE_CHECK(snapshot.in_flight < snapshot.max_in_flight);
+  MILLRACE_CHECK(snapshot.in_flight < snapshot.slots);
   MILLRACE_CHECK(snapshot.num_running <= snapshot.sequences.size());
   return BatchComposer(snapshot).Compose();
 }

@@ -5,6 +5,9 @@
 #include <cstdint>
 #include <vector>
 
+#include "absl/types/span.h"
+#include "coordinator/scheduler/cost_model.h"
+
 namespace millrace {
 
 // What the policy sees of one sequence.
@@ -25,13 +28,17 @@ struct SequenceView {
 struct BatchSnapshot {
   uint32_t max_rows = 0;
   uint32_t num_stages = 1;
-  uint32_t max_in_flight = 1;
-  uint32_t in_flight = 0;  // microbatches; below max_in_flight
+  uint32_t slots = 1;      // microbatches that keep the pipeline full
+  uint32_t in_flight = 0;  // microbatches; below slots
   uint32_t max_running_sequences = 0;
   uint32_t block_tokens = 1;
   uint32_t num_blocks = 0;
   uint32_t free_blocks = 0;
   bool prefill_turn = false;  // the last microbatch carried no prefill
+  double decode_carry = 0;    // of the last decision
+  // By stage, all known. None: a row costs 1 and nothing else does, so that budgets and shares are counts.
+  absl::Span<const StageCostModel> costs;
+  double inter_token_goal = 0;  // seconds; 0: none
   // Running ones, oldest first; then the first waiting ones, next first. A waiting one may be older than
   // running ones, if it came after them and is more urgent; they go on running all the same.
   std::vector<SequenceView> sequences;
@@ -48,15 +55,27 @@ struct BatchDecision {
   size_t num_preempted = 0;      // first: the youngest so many running ones give up their blocks
   size_t num_admitted = 0;       // then: the first so many waiting ones run; each has a pick
   bool has_prefill = false;
+  double decode_carry = 0;  // what the decodes fall short of their share, in usual decodes; -0.5 .. 0.5
 };
 
 // A prefill chunk is not made smaller than this, unless it ends its prompt or nothing more fits.
 inline constexpr uint32_t kMinChunkRows = 16;
 
-// Decodes first, at most their share: sequences that decode, spread evenly over the window, those that have
-// been ready for longest first. Then prefill chunks, oldest first, sized so that the pending prompts make
-// about two chunks for each stage (one chunk on a single stage) within max_rows; a quarter of the rows is
-// kept from decodes while prefill is pending.
+// Every microbatch is to take the slowest stage about the same time (Agrawal et al., "Sarathi-Serve", OSDI
+// 2024, and Hwang & Ahn, "Revisiting pipeline parallelism", OSDI 2026): unequal ones leave bubbles behind
+// them on every stage.
+//
+// Decodes first: each slot gets an even share of the predicted time of all sequences that decode; those that
+// have been ready for longest come first. What rounding to whole sequences leaves is carried to the next
+// slot, so that slots which differ after some sequences ended even out (gLLM's rotating remainder, SC 2025,
+// in time). Fewer where more slots are free than that would fill.
+//
+// Then prefill chunks, oldest first. The budget of a slot is the predicted time of max_rows prefill rows
+// without context, at most inter_token_goal / slots; chunks get what the decodes leave of it, but at least a
+// quarter (and a quarter of the rows is kept from decodes). A prompt is cut into equal times, so its later
+// chunks are shorter as attention grows. If what is pending and can run is less than that, it is cut so that
+// it makes about two chunks for each stage (one on a single stage). The rows of a microbatch never exceed
+// max_rows.
 //
 // Blocks: a sequence that lacks one takes it from the youngest running sequence if that is younger, and else
 // waits. So the oldest running one can always go on. A waiting one is admitted, strictly in order, when all

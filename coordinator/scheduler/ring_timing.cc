@@ -46,19 +46,23 @@ BatchFeatures FeaturesOf(const MicrobatchPlan& plan) {
 }
 
 RingTiming::RingTiming(uint32_t num_stages, std::vector<StageCost> stage_costs, double hop_seconds)
-    : num_stages_(num_stages), priors_(std::move(stage_costs)), busy_(num_stages) {
-  if (priors_.size() != num_stages_) priors_.clear();
+    : num_stages_(num_stages), models_(num_stages), busy_(num_stages) {
+  if (stage_costs.size() == num_stages) {
+    for (uint32_t s = 0; s < num_stages; ++s) models_[s] = StageCostModel(std::move(stage_costs[s]));
+  }
   if (Possible(hop_seconds)) hop_ = SmoothedSeconds(hop_seconds);
 }
 
 void RingTiming::OnPlanned(const BatchFeatures& features) {
-  planned_seconds_ = 0;
-  for (const StageCost& cost : priors_) {
-    planned_seconds_ = std::max(planned_seconds_, cost.Seconds(features));
-  }
+  planned_seconds_ = costs().empty() ? 0 : SlowestStageCost(costs())(features);
 }
 
-void RingTiming::OnReturned(const BatchFeatures& /*features*/, double elapsed,
+absl::Span<const StageCostModel> RingTiming::costs() const {
+  const bool known = std::all_of(models_.begin(), models_.end(), [](const auto& m) { return m.known(); });
+  return known ? absl::MakeConstSpan(models_) : absl::Span<const StageCostModel>();
+}
+
+void RingTiming::OnReturned(const BatchFeatures& features, double elapsed,
                             absl::Span<const StageTimes> stages) {
   if (stages.size() != num_stages_ || !Possible(elapsed)) return;
   double resident = 0;
@@ -66,7 +70,10 @@ void RingTiming::OnReturned(const BatchFeatures& /*features*/, double elapsed,
     if (!Possible(stage.busy) || !Possible(stage.resident) || stage.busy > stage.resident) return;
     resident += stage.resident;
   }
-  for (uint32_t s = 0; s < num_stages_; ++s) busy_[s].Add(stages[s].busy);
+  for (uint32_t s = 0; s < num_stages_; ++s) {
+    busy_[s].Add(stages[s].busy);
+    models_[s].Observe(features, stages[s].busy);
+  }
   hop_.Add(std::max(0.0, elapsed - resident) / num_stages_);
 }
 

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "absl/types/span.h"
+#include "coordinator/scheduler/cost_model.h"
 #include "coordinator/scheduler/microbatch_plan.h"
 #include "coordinator/scheduler/stage_cost.h"
 
@@ -53,12 +54,14 @@ class RingTiming {
   // What of a round is spent outside stages, over p; 0: unknown. Needs no offsets between clocks: times
   // within stages and of the whole round are each taken from one clock.
   double hop_seconds() const { return hop_.value(); }
+  // One model a stage; none before anything is known.
+  absl::Span<const StageCostModel> costs() const;
   double slowest_stage_seconds() const;  // of a typical microbatch; 0: unknown
 
  private:
   uint32_t num_stages_ = 1;
-  std::vector<StageCost> priors_;
-  std::vector<SmoothedSeconds> busy_;  // by stage
+  std::vector<StageCostModel> models_;  // by stage
+  std::vector<SmoothedSeconds> busy_;   // by stage
   SmoothedSeconds hop_;
   double planned_seconds_ = 0;  // predicted for the last plan, slowest stage
 };

@@ -49,6 +49,7 @@ struct Scheduler::Impl {
   void ApplyResult(SequenceResult result, absl::Time now);
   void ApplyToken(Sequence* sequence, SequenceResult result, absl::Time now);
   BatchSnapshot Snapshot() const;
+  void OpenBatch();
   void PreemptYoungest();
   Sequence* AdmitOldest();
   void CheckOrder() const;
@@ -69,6 +70,7 @@ struct Scheduler::Impl {
   uint64_t next_change = 0;  // of a sequence between arrived, running and preempted
   uint64_t next_ready_order = 0;
   bool prefill_turn = false;
+  double decode_carry = 0;
   SchedulerLoad totals;
 };
 
@@ -144,22 +146,35 @@ BatchSnapshot Scheduler::Impl::Snapshot() const {
   BatchSnapshot snapshot;
   snapshot.max_rows = options.max_rows;
   snapshot.num_stages = ring->num_stages;
-  snapshot.max_in_flight = timing.Slots(ring->max_in_flight);
+  snapshot.slots = timing.Slots(ring->max_in_flight);
   snapshot.in_flight = static_cast<uint32_t>(in_flight.size());
   snapshot.max_running_sequences = options.max_running_sequences;
   snapshot.block_tokens = ring->block_tokens;
   snapshot.num_blocks = blocks.num_blocks();
   snapshot.free_blocks = blocks.num_free();
   snapshot.prefill_turn = prefill_turn;
+  snapshot.decode_carry = decode_carry;
+  snapshot.costs = timing.costs();
+  snapshot.inter_token_goal = absl::ToDoubleSeconds(options.inter_token_goal);
   snapshot.num_running = running.size();
   // Each one admitted takes at least a row.
   const size_t admissible = std::min<size_t>(waiting.size(), options.max_rows);
   snapshot.sequences.reserve(running.size() + admissible);
   for (const auto& [order, sequence] : running) snapshot.sequences.push_back(ViewOf(*sequence));
   for (auto it = waiting.begin(); snapshot.sequences.size() < running.size() + admissible; ++it) {
+    if (options.static_batching && !it->second->in_batch()) break;
     snapshot.sequences.push_back(ViewOf(*it->second));
   }
   return snapshot;
+}
+
+// What waits at this moment, and no more than may run at once.
+void Scheduler::Impl::OpenBatch() {
+  uint32_t members = 0;
+  for (const auto& [number, sequence] : waiting) {
+    if (members++ == options.max_running_sequences) break;
+    sequence->JoinBatch();
+  }
 }
 
 void Scheduler::Impl::PreemptYoungest() {
@@ -237,6 +252,7 @@ void Scheduler::OnRingReady(const RingShape& shape, absl::Time) {
   impl_->blocks = BlockAllocator(shape.num_blocks);
   impl_->next_microbatch = 1;
   impl_->prefill_turn = false;
+  impl_->decode_carry = 0;
 }
 
 void Scheduler::OnRingLost(const absl::Status& why, absl::Time now) {
@@ -323,8 +339,10 @@ absl::Time Scheduler::NextDeadline() const {
 std::optional<MicrobatchPlan> Scheduler::PlanNext(absl::Time now) {
   if (!impl_->ring || impl_->live.empty()) return std::nullopt;
   if (impl_->in_flight.size() >= impl_->timing.Slots(impl_->ring->max_in_flight)) return std::nullopt;
+  if (impl_->options.static_batching && impl_->running.empty()) impl_->OpenBatch();
   const BatchSnapshot snapshot = impl_->Snapshot();
   const BatchDecision decision = DecideBatch(snapshot);
+  impl_->decode_carry = decision.decode_carry;
   for (size_t i = 0; i < decision.num_preempted; ++i) impl_->PreemptYoungest();
   // As in the snapshot: an admitted one comes last, though it may be older than others.
   std::vector<Sequence*> by_index;
@@ -350,6 +368,11 @@ SchedulerLoad Scheduler::load() const {
   load.block_tokens = impl_->ring ? impl_->ring->block_tokens : 0;
   load.slots = impl_->ring ? impl_->timing.Slots(impl_->ring->max_in_flight) : 0;
   load.hop_seconds = impl_->ring ? impl_->timing.hop_seconds() : 0;
+  if (impl_->ring) {
+    for (const StageCostModel& model : impl_->timing.costs()) {
+      if (model.error().has_value()) load.cost_errors.push_back(*model.error());
+    }
+  }
   return load;
 }
 

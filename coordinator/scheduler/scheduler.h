@@ -41,7 +41,13 @@ struct SchedulerOptions {
   uint32_t context_tokens = 0;            // of the model
   uint32_t max_running_sequences = 256;   // hold KV blocks; at least 1
   uint32_t max_waiting_sequences = 1024;  // at least 1; beyond: RESOURCE_EXHAUSTED
-  uint32_t max_rows = 128;          // of one microbatch, decodes and prefill chunks together; at least 1
+  uint32_t max_rows = 128;  // of one microbatch, decodes and prefill chunks together; at least 1
+  // The most time between two tokens of a sequence that prefill chunks may bring about, as far as the ring's
+  // costs are known; zero: none.
+  absl::Duration inter_token_goal = absl::ZeroDuration();
+  // For comparisons only: what waits when nothing runs is admitted together, as far as it fits; nothing joins
+  // until the longest of it has ended.
+  bool static_batching = false;
   std::vector<TokenId> end_tokens;  // of the model
 };
 
@@ -68,6 +74,9 @@ struct SchedulerLoad {
   // sequences can run.
   uint32_t slots = 0;
   double hop_seconds = 0;  // measured mean, the return included; 0: unknown
+  // By stage: how far its predicted times are off, as a share of the measured ones (StageCostModel::error);
+  // empty: no ring, or nothing measured yet.
+  std::vector<double> cost_errors;
   // Totals since construction.
   uint64_t prompt_tokens = 0;  // of sequences that came to their first token
   uint64_t output_tokens = 0;

@@ -49,6 +49,10 @@ class Sequence {
   // `change`: see since().
   void Start(uint64_t change);
 
+  // Under static batching: it may be admitted although others run.
+  bool in_batch() const { return in_batch_; }
+  void JoinBatch() { in_batch_ = true; }
+
   // Back to waiting: everything known is computed again, nothing is reported again. REQUIRES: no blocks held.
   void Preempt(uint64_t change);
 
@@ -89,6 +93,7 @@ class Sequence {
   bool running_ = false;
   bool preempted_ = false;
   uint64_t since_;
+  bool in_batch_ = false;
 
   absl::Time arrived_;
   absl::Time first_planned_ = absl::InfiniteFuture();

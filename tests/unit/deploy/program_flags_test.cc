@@ -88,6 +88,18 @@ TEST(CoordinatorFlagsTest, TakesEveryNumber) {
   EXPECT_EQ(options->join_secret_file, "s");
 }
 
+TEST(CoordinatorFlagsTest, TakesHowToBatch) {
+  const auto standard = ParseCoordinator({"--model", "m"});
+  ASSERT_TRUE(standard.ok()) << standard.status();
+  EXPECT_FALSE(standard->static_batching);
+  EXPECT_EQ(standard->inter_token_goal, absl::ZeroDuration());
+  const auto options =
+      ParseCoordinator({"--model", "m", "--batching", "static", "--inter-token-goal", "150ms"});
+  ASSERT_TRUE(options.ok()) << options.status();
+  EXPECT_TRUE(options->static_batching);
+  EXPECT_EQ(options->inter_token_goal, absl::Milliseconds(150));
+}
+
 TEST(CoordinatorFlagsTest, TakesTheStagesFromTheLayers) {
   const auto options = ParseCoordinator({"--model", "m", "--layers", "10,11,9"});
   ASSERT_TRUE(options.ok()) << options.status();
@@ -111,6 +123,7 @@ TEST(CoordinatorFlagsTest, RefusesWhatDoesNotFitTogether) {
       {{"--model", "m", "--kv-block-tokens", "24"}, "--kv-block-tokens: 24 is not a multiple of 16"},
       {{"--model", "m", "--worker-timeout", "999ms"}, "--worker-timeout: at least 1s"},
       {{"--model", "m", "--max-input", "65MiB"}, "--max-input: at most 64MiB"},
+      {{"--model", "m", "--batching", "eager"}, "--batching: 'eager' is not inflight or static"},
       {{"--model", "m", "--max-rows", "0"}, "--max-rows: '0'"},
   };
   for (const auto& [args, why] : cases) {

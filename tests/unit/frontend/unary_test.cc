@@ -189,6 +189,8 @@ TEST_F(UnaryTest, TellsAboutTheLoad) {
   snapshot.load.finished = 7;
   snapshot.load.failed = 1;
   snapshot.load.preemptions = 6;
+  snapshot.load.slots = 9;
+  snapshot.load.cost_errors = {0.5, 0.125};
   snapshot.stages.resize(2);
   snapshot.stages[1].worker = "2@10.0.0.2:7000";
   snapshot.stages[1].first_layer = 2;
@@ -234,6 +236,8 @@ TEST_F(UnaryTest, TellsAboutTheLoad) {
   EXPECT_EQ(stage.microbatches(), 14u);
   EXPECT_EQ(stage.rows(), 15u);
   EXPECT_DOUBLE_EQ(stage.busy_share(), 0.75);
+  EXPECT_EQ(stage.cost_error(), 0.125);
+  EXPECT_EQ(load.slots(), 9u);
 }
 
 TEST_F(UnaryTest, TellsTheBubblesOfEachStage) {

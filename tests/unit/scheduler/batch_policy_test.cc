@@ -1,79 +1,19 @@
 #include "coordinator/scheduler/batch_policy.h"
 
+#include <deque>
+#include <numeric>
 #include <utility>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "tests/unit/scheduler/policy_views.h"
 
-namespace millrace {
-
-bool operator==(const BatchPick& a, const BatchPick& b) {
-  return a.index == b.index && a.rows == b.rows;
-}
-void PrintTo(const BatchPick& pick, std::ostream* out) {
-  *out << "#" << pick.index << " x " << pick.rows;
-}
-
+namespace millrace::policy_test {
 namespace {
 
 using ::testing::ElementsAre;
 using ::testing::IsEmpty;
-
-constexpr uint32_t kBlock = 16;
-
-uint32_t BlocksFor(uint32_t tokens) {
-  return (tokens + kBlock - 1) / kBlock;
-}
-
-// A running sequence whose next token can be computed.
-SequenceView Ready(uint64_t ready_order = 0, uint32_t tokens = 20) {
-  SequenceView view;
-  view.tokens = tokens;
-  view.planned = tokens - 1;
-  view.blocks = BlocksFor(view.planned);
-  view.generating = true;
-  view.ready_order = ready_order;
-  return view;
-}
-
-// A running sequence whose token is in flight.
-SequenceView Flying(uint32_t tokens = 20) {
-  SequenceView view = Ready(0, tokens);
-  view.planned = tokens;
-  view.blocks = BlocksFor(tokens);
-  view.in_flight = true;
-  return view;
-}
-
-SequenceView Prompt(uint32_t tokens, uint32_t planned = 0) {
-  SequenceView view;
-  view.tokens = tokens;
-  view.planned = planned;
-  view.blocks = BlocksFor(planned);
-  return view;
-}
-
-// Four stages, four slots, none in flight, blocks in plenty.
-BatchSnapshot Snapshot(std::vector<SequenceView> running, const std::vector<SequenceView>& waiting = {}) {
-  BatchSnapshot s;
-  s.max_rows = 128;
-  s.num_stages = 4;
-  s.max_in_flight = 4;
-  s.max_running_sequences = 256;
-  s.block_tokens = kBlock;
-  s.num_blocks = 10000;
-  s.free_blocks = 5000;
-  s.num_running = running.size();
-  s.sequences = std::move(running);
-  s.sequences.insert(s.sequences.end(), waiting.begin(), waiting.end());
-  return s;
-}
-
-uint32_t Rows(const BatchDecision& decision) {
-  uint32_t rows = 0;
-  for (const BatchPick& pick : decision.picks) rows += pick.rows;
-  return rows;
-}
+using ::testing::UnorderedElementsAre;
 
 TEST(BatchPolicyTest, HasNothingToDoWithoutSequences) {
   const BatchDecision decision = DecideBatch(Snapshot({}));
@@ -97,8 +37,8 @@ TEST(BatchPolicyTest, SpreadsDecodesEvenlyOverTheWindow) {
   const ShareCase cases[] = {
       {8, 0, 0, 2},                              // 2 2 2 2
       {3, 0, 0, 1},                              // fewer than slots: each alone
-      {5, 0, 0, 2},                              // 2 1 1 1, not 2 2 1
-      {3, 2, 1, 1}, {2, 3, 3, 2}, {6, 3, 3, 3},  // slots that finished unevenly even out
+      {5, 0, 0, 1},                              // 1 1 1 2
+      {3, 2, 1, 1}, {2, 3, 3, 1}, {6, 3, 3, 2},  // slots that finished unevenly even out
       {1, 9, 3, 1}, {2, 0, 2, 1}, {100, 0, 0, 25},
   };
   for (const ShareCase& c : cases) {
@@ -111,15 +51,69 @@ TEST(BatchPolicyTest, SpreadsDecodesEvenlyOverTheWindow) {
   }
 }
 
+// Four slots in flight; the first comes back, and a new one is made of what is ready then.
+std::vector<uint32_t> RunSlots(std::vector<uint32_t> slots, int turns, absl::Span<const StageCostModel> costs,
+                               uint32_t tokens = 20) {
+  std::deque<uint32_t> in_flight(slots.begin(), slots.end());
+  uint32_t ready = 0;
+  double carry = 0;
+  for (int turn = 0; turn < turns; ++turn) {
+    ready += in_flight.front();
+    in_flight.pop_front();
+    std::vector<SequenceView> running(ready, Ready(0, tokens));
+    const uint32_t flying = std::accumulate(in_flight.begin(), in_flight.end(), 0u);
+    running.insert(running.end(), flying, Flying(tokens));
+    BatchSnapshot s = Snapshot(std::move(running));
+    s.in_flight = static_cast<uint32_t>(in_flight.size());
+    s.decode_carry = carry;
+    s.costs = costs;
+    const BatchDecision decision = DecideBatch(s);
+    carry = decision.decode_carry;
+    in_flight.push_back(Rows(decision));
+    ready -= Rows(decision);
+  }
+  return {in_flight.begin(), in_flight.end()};
+}
+
+TEST(BatchPolicyTest, EvensOutSlotsThatFinishedUnevenly) {
+  const std::vector<StageCostModel> costs(4, StageCostModel(TestCost()));
+  for (const auto& with_costs : {absl::Span<const StageCostModel>(), absl::MakeConstSpan(costs)}) {
+    EXPECT_THAT(RunSlots({3, 3, 3, 1}, 8, with_costs), UnorderedElementsAre(3, 2, 3, 2));
+    EXPECT_THAT(RunSlots({1, 1, 1, 7}, 12, with_costs), UnorderedElementsAre(3, 2, 3, 2));
+    EXPECT_THAT(RunSlots({13, 1, 1, 1}, 12, with_costs), UnorderedElementsAre(4, 4, 4, 4));
+    EXPECT_THAT(RunSlots({6, 0, 1, 2}, 12, with_costs), UnorderedElementsAre(2, 2, 2, 3));
+  }
+}
+
+TEST(BatchPolicyTest, SharesTimeNotSequences) {
+  // Two with long contexts, six without: a long one costs as much as four short ones.
+  StageCost cost = TestCost();
+  cost.decode_attention = 3 * 1e-3 / 1000;
+  const std::vector<StageCostModel> costs(4, StageCostModel(cost));
+  std::vector<SequenceView> running = {Ready(0, 1000), Ready(1, 1000)};
+  running.resize(10, Ready(2, 1));
+  BatchSnapshot s = Snapshot(std::move(running));
+  s.num_stages = 2;
+  s.slots = 3;
+  s.costs = costs;
+  EXPECT_EQ(Rows(DecideBatch(s)), 1u);
+  s.sequences.erase(s.sequences.begin());
+  s.num_running = 9;
+  s.sequences.resize(9);
+  s.sequences[0] = Flying(1000);
+  s.in_flight = 1;
+  EXPECT_EQ(Rows(DecideBatch(s)), 4u);
+}
+
 TEST(BatchPolicyTest, NeverExceedsTheRows) {
   BatchSnapshot s = Snapshot(std::vector<SequenceView>(300, Ready()));
-  s.max_in_flight = 1;
+  s.slots = 1;
   EXPECT_EQ(Rows(DecideBatch(s)), 128u);
 }
 
 TEST(BatchPolicyTest, TakesFirstWhatHasBeenReadyForLongest) {
   BatchSnapshot s = Snapshot({Ready(7), Ready(3), Ready(9), Ready(4)});
-  s.max_in_flight = 2;
+  s.slots = 2;
   EXPECT_THAT(DecideBatch(s).picks, ElementsAre(BatchPick{1, 1}, BatchPick{3, 1}));
 }
 
@@ -131,7 +125,7 @@ TEST(BatchPolicyTest, PutsDecodesBeforeAPrefillChunk) {
 
 TEST(BatchPolicyTest, KeepsAQuarterOfTheRowsForPrefillUnderDecodeLoad) {
   BatchSnapshot s = Snapshot(std::vector<SequenceView>(200, Ready()), {Prompt(500)});
-  s.max_in_flight = s.num_stages = 1;
+  s.slots = s.num_stages = 1;
   const BatchDecision decision = DecideBatch(s);
   ASSERT_EQ(decision.picks.size(), 97u);
   EXPECT_EQ(decision.picks.back(), (BatchPick{200, 32}));
@@ -140,7 +134,7 @@ TEST(BatchPolicyTest, KeepsAQuarterOfTheRowsForPrefillUnderDecodeLoad) {
 
 TEST(BatchPolicyTest, KeepsNoRowsForAPromptThatCannotBeAdmitted) {
   BatchSnapshot s = Snapshot(std::vector<SequenceView>(200, Ready()), {Prompt(500)});
-  s.max_in_flight = 1;
+  s.slots = 1;
   s.max_running_sequences = 200;
   EXPECT_EQ(Rows(DecideBatch(s)), 128u);
 }
@@ -270,7 +264,7 @@ TEST(BatchPolicyTest, GoesOnToTheNextDecodeWhenOneLacksABlock) {
 
 TEST(BatchPolicyTest, DropsAYoungerDecodeAlreadyPickedWhenItsBlocksAreNeeded) {
   BatchSnapshot s = Snapshot({Ready(5, 17), Ready(1, 20)});
-  s.max_in_flight = 1;
+  s.slots = 1;
   s.free_blocks = 0;
   const BatchDecision decision = DecideBatch(s);
   EXPECT_THAT(decision.picks, ElementsAre(BatchPick{0, 1}));
@@ -280,7 +274,7 @@ TEST(BatchPolicyTest, DropsAYoungerDecodeAlreadyPickedWhenItsBlocksAreNeeded) {
 TEST(BatchPolicyTest, GivesOnTheBlockThatADroppedDecodeHadJustTaken) {
   // The youngest holds one block and takes the last free one: two for the two older ones.
   BatchSnapshot s = Snapshot({Ready(5, 17), Ready(6, 17), Ready(1, 17)});
-  s.max_in_flight = 1;
+  s.slots = 1;
   s.free_blocks = 1;
   const BatchDecision decision = DecideBatch(s);
   EXPECT_THAT(decision.picks, ElementsAre(BatchPick{0, 1}, BatchPick{1, 1}));
@@ -318,4 +312,4 @@ TEST(BatchPolicyTest, DecidesTheSameForTheSameSnapshot) {
 }
 
 }  // namespace
-}  // namespace millrace
+}  // namespace millrace::policy_test

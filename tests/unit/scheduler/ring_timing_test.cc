@@ -68,6 +68,15 @@ TEST(RingTimingTest, StartsFromWhatIsKnownBefore) {
   EXPECT_EQ(timing.Slots(64), 6u);
 }
 
+TEST(RingTimingTest, LearnsWhatStagesCost) {
+  RingTiming timing(2, {}, 0);
+  EXPECT_TRUE(timing.costs().empty());
+  Return(timing, {10 * kMs, 30 * kMs}, kMs);
+  ASSERT_EQ(timing.costs().size(), 2u);
+  EXPECT_NEAR(timing.costs()[0].Seconds(Decodes(1)), 10 * kMs, 0.1 * kMs);
+  EXPECT_NEAR(SlowestStageCost(timing.costs())(Decodes(1)), 30 * kMs, 0.1 * kMs);
+}
+
 TEST(RingTimingTest, IgnoresTimesThatCannotBe) {
   constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
   constexpr double kInfinity = std::numeric_limits<double>::infinity();

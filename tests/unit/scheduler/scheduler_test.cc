@@ -233,6 +233,29 @@ TEST_F(SchedulerTest, PassesLogprobsOfSampledTokensOn) {
   EXPECT_EQ(actions.tokens[0].logprobs->logprob, -1.5f);
 }
 
+TEST_F(SchedulerTest, AdmitsNothingToAStaticBatchUntilItsLongestHasEnded) {
+  SchedulerOptions options = SmallOptions();
+  options.static_batching = true;
+  options.max_running_sequences = 3;
+  Scheduler& s = Start(Shape(1), options);
+  const uint32_t lengths[] = {2, 7, 3, 4};
+  for (uint64_t id = 1; id <= 4; ++id) s.Add(MakeRequest(id, 3, lengths[id - 1]), At(0));
+  std::vector<uint32_t> rows;
+  for (int i = 0; i < 7; ++i) {
+    const auto plan = s.PlanNext(At(0));
+    ASSERT_TRUE(plan);
+    rows.push_back(plan->rows());
+    if (i == 2) s.Add(MakeRequest(5, 3, 1), At(0));
+    Land(s, *plan);
+  }
+  EXPECT_THAT(rows, ElementsAre(9, 3, 2, 1, 1, 1, 1));
+  EXPECT_EQ(s.load().finished, 3u);
+  EXPECT_EQ(s.load().waiting, 2u);
+  const auto next = s.PlanNext(At(0));
+  ASSERT_TRUE(next);
+  EXPECT_EQ(next->rows(), 6u);
+}
+
 // Two sequences of 8 positions in 4 blocks of 4: no block is left for the ninth.
 class PreemptionTest : public SchedulerTest {
  protected:
