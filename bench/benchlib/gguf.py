@@ -49,3 +49,7 @@ def elements_of_a_token(path):
     elements = matrix_elements(path)
     layers = sum(count for name, count in elements.items() if name.startswith("blk."))
     return layers, elements.get("output.weight", elements["token_embd.weight"])
+
+
+def num_layers(path):
+    return 1 + max(int(name.split(".")[1]) for name in matrix_elements(path) if name.startswith("blk."))

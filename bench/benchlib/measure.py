@@ -76,6 +76,14 @@ def causes(stage_windows):
     return out
 
 
+def preempted(stage_windows):
+    """Share of the time spent computing during which the compute threads had no core; None where the server does not say."""
+    if any(stage.preempted is None for stage in stage_windows):
+        return None
+    busy = sum(stage.busy for stage in stage_windows)
+    return sum(stage.preempted for stage in stage_windows) / busy if busy > 0 else 0.0
+
+
 def slots(load, stages_count):
     """Microbatch slots that the scheduler uses; stages + 1 where it does not say."""
     return int(load.get("slots") or 0) or stages_count + 1

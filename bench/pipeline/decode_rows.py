@@ -119,7 +119,7 @@ def _steady_rows(results):
         shape = _shape(result.values[-1])
         rows.append(Row("P1", "steady decode, 2 stages, 8 sequences a slot: idle of the bottleneck stage", "<= 2 %", 0.02,
                         measured=busiest["median"], spread=busiest, noise=result.noise(), reference=shape,
-                        details={"causes": measure.causes(bubbles[-1])}))
+                        details={"causes": measure.causes(bubbles[-1]), "preempted": measure.preempted(bubbles[-1])}))
         rows.append(Row("P1", "the same: mean idle of the stages", "<= 4 %", 0.04, measured=mean["median"], spread=mean,
                         noise=result.noise(), reference=shape))
     return rows
