@@ -43,7 +43,7 @@ class BatchComposer {
   uint32_t DecodeRowLimit() const;
   void PickDecodes(uint32_t row_limit);
   double PendingSeconds(double enough) const;
-  double ChunkTarget(double room) const;
+  double ChunkTarget(double room);
   uint32_t ChunkRows(size_t index, double target, double most) const;
   void PickPrefills();
   bool CanAdmit(size_t index) const;
@@ -64,8 +64,9 @@ class BatchComposer {
 
   const SlowestStageCost cost_;
   BatchFeatures features_;  // of what is picked
-  double budget_;           // seconds of a slot; without costs, rows
-  double decode_row_ = 1;   // seconds that a decode adds, and each position that it attends to
+  uint32_t least_chunk_rows_ = kMinChunkRows;
+  double budget_;          // seconds of a slot; without costs, rows
+  double decode_row_ = 1;  // seconds that a decode adds, and each position that it attends to
   double decode_position_ = 0;
   double decoding_weight_ = 0;  // of all that decode
   uint32_t decoding_ = 0;
@@ -216,11 +217,14 @@ double BatchComposer::PendingSeconds(double enough) const {
   return pending;
 }
 
-// Seconds that this slot's chunks are to take together, of `room`.
-double BatchComposer::ChunkTarget(double room) const {
+// Seconds that this slot's chunks are to take together, of `room`. Sets the least rows of one.
+double BatchComposer::ChunkTarget(double room) {
   const uint32_t pieces = s_.num_stages == 1 ? 1 : 2 * s_.num_stages;
   const double spread = PendingSeconds(room * pieces) / pieces;
-  const double least = cost_(BatchFeatures::Prefill(0, kMinChunkRows, false)) - cost_(BatchFeatures());
+  // Beside decodes a small chunk is no waste: the microbatch runs anyway, and equal slots are worth more.
+  const bool beside_decodes = !s_.costs.empty() && features_.decode_rows > 0;
+  least_chunk_rows_ = beside_decodes && spread < room ? 1 : kMinChunkRows;
+  const double least = cost_(BatchFeatures::Prefill(0, least_chunk_rows_, false)) - cost_(BatchFeatures());
   // Positive even if a model that has learnt from little says otherwise.
   return std::clamp(std::max(spread, least), kRounding * room, room);
 }
@@ -229,11 +233,11 @@ double BatchComposer::ChunkTarget(double room) const {
 uint32_t BatchComposer::ChunkRows(size_t index, double target, double most) const {
   const uint32_t remaining = view(index).remaining();
   uint32_t high = std::min(remaining, Room());
-  uint32_t low = std::min(high, kMinChunkRows);
+  uint32_t low = std::min(high, least_chunk_rows_);
   const double whole = ChunkSeconds(index, remaining);
   // The whole room is used up; less than that is cut evenly.
   const double pieces = target < most * (1 - kRounding) ? std::round(whole / target) : 1;
-  const double chunks = std::min(pieces, std::floor(1.0 * remaining / kMinChunkRows));
+  const double chunks = std::min(pieces, std::floor(1.0 * remaining / least_chunk_rows_));
   const double seconds = std::min(whole / std::max(1.0, chunks), most) * (1 - kRounding);
   while (low < high) {
     const uint32_t middle = low + (high - low) / 2;
@@ -257,7 +261,7 @@ void BatchComposer::PickPrefills() {
     if (!prefilling(i)) continue;
     if (waiting(i) && !CanAdmit(i)) break;
     uint32_t rows = ChunkRows(i, target - taken, room - taken);
-    if (picked && rows < std::min(view(i).remaining(), kMinChunkRows)) break;
+    if (picked && rows < std::min(view(i).remaining(), least_chunk_rows_)) break;
     if (waiting(i)) {
       ++admitted_;
       committed_blocks_ += Outstanding(i);

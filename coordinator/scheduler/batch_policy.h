@@ -58,7 +58,8 @@ struct BatchDecision {
   double decode_carry = 0;  // what the decodes fall short of their share, in usual decodes; -0.5 .. 0.5
 };
 
-// A prefill chunk is not made smaller than this, unless it ends its prompt or nothing more fits.
+// A prefill chunk is not made smaller than this, unless it ends its prompt, nothing more fits, or it makes a
+// slot of decodes as long as the others.
 inline constexpr uint32_t kMinChunkRows = 16;
 
 // Every microbatch is to take the slowest stage about the same time (Agrawal et al., "Sarathi-Serve", OSDI

@@ -42,8 +42,8 @@ struct SchedulerOptions {
   uint32_t max_running_sequences = 256;   // hold KV blocks; at least 1
   uint32_t max_waiting_sequences = 1024;  // at least 1; beyond: RESOURCE_EXHAUSTED
   uint32_t max_rows = 128;  // of one microbatch, decodes and prefill chunks together; at least 1
-  // The most time between two tokens of a sequence that prefill chunks may bring about, as far as the ring's
-  // costs are known; zero: none.
+  // What prefill chunks may stretch the time between two tokens of a sequence to, by predicted times. A
+  // sequence that rounding leaves to the next slot waits a slot longer. Zero: no goal.
   absl::Duration inter_token_goal = absl::ZeroDuration();
   // For comparisons only: what waits when nothing runs is admitted together, as far as it fits; nothing joins
   // until the longest of it has ended.
@@ -56,7 +56,7 @@ struct RingShape {
   uint32_t num_stages = 1;
   uint32_t max_in_flight = 2;  // the most microbatches that the ring has room for; fewer than num_stages
                                // leave stages idle
-  uint32_t num_blocks = 0;  // KV blocks
+  uint32_t num_blocks = 0;     // KV blocks
   uint32_t block_tokens = 16;
   // What is known before anything has run; it is corrected by what stages report.
   std::vector<StageCost> stage_costs = {};  // by stage; empty: unknown
