@@ -1,8 +1,10 @@
 // The scheduler under a simulated ring, clients and virtual clock: whatever is batched, preempted, cancelled
 // or lost, each request gives the tokens it would give alone, and ends once.
 #include <algorithm>
+#include <cmath>
 #include <cstdlib>
 #include <functional>
+#include <limits>
 #include <map>
 #include <memory>
 #include <random>
@@ -14,6 +16,7 @@
 #include "common/status_macros.h"
 #include "coordinator/scheduler/scheduler.h"
 #include "gtest/gtest.h"
+#include "tests/unit/scheduler/deliberate_faults.h"
 #include "tests/unit/scheduler/simulated_clients.h"
 #include "tests/unit/scheduler/simulated_ring.h"
 
@@ -25,8 +28,10 @@ const std::vector<TokenId> kEndTokens = {0, 1};
 // One run, a pure function of its seed.
 class Simulation {
  public:
-  explicit Simulation(uint64_t seed);
+  // `fault`: what to do to the scheduler's output, if anything, from a random moment on until it is done.
+  explicit Simulation(uint64_t seed, const DeliberateFault* fault = nullptr);
   absl::Status Run();
+  bool broken() const { return broken_; }
   uint64_t preemptions() const { return scheduler_.load().preemptions; }
   uint64_t finished() const { return scheduler_.load().finished; }
 
@@ -51,8 +56,14 @@ class Simulation {
   absl::Status Plan();
   absl::Status StepRing();
   absl::Status Settle();
+  void Distort(std::vector<StageTimes>& stages);
+
+  bool MayBreak() { return fault_ != nullptr && !broken_ && now_ >= break_after_; }
 
   std::mt19937_64 random_;
+  const DeliberateFault* const fault_;
+  bool broken_ = false;
+  absl::Time break_after_;
   const SchedulerOptions options_;
   Scheduler scheduler_;
   SimulatedClients clients_;
@@ -66,11 +77,12 @@ class Simulation {
   uint64_t max_priority_;  // either way; times are milliseconds, so a level is much
 };
 
-Simulation::Simulation(uint64_t seed)
-    : random_(seed), options_(MakeOptions()), scheduler_(options_), clients_(options_) {
+Simulation::Simulation(uint64_t seed, const DeliberateFault* fault)
+    : random_(seed), fault_(fault), options_(MakeOptions()), scheduler_(options_), clients_(options_) {
   arrival_gap_ = absl::Microseconds(OneOf({0, 200, 2000, 5000}));
   to_arrive_ = 5 + Random(60);
   max_priority_ = OneOf<uint64_t>({0, 1, 100});
+  break_after_ = now_ + absl::Microseconds(seed * 7919 % 100000);
   long_percent_ = static_cast<uint32_t>(OneOf({0, 20, 80}));
   StartRing();
   At(now_, [this] { Arrive(); });
@@ -84,18 +96,29 @@ SchedulerOptions Simulation::MakeOptions() {
   options.max_waiting_sequences = OneOf({3u, 1024u});
   options.max_rows = OneOf({1u, 2u, 7u, 16u, 48u, 128u});
   options.end_tokens = kEndTokens;
+  options.static_batching = Chance(8);
+  if (Chance(15)) options.inter_token_goal = absl::Microseconds(1 + Random(50000));
   return options;
 }
 
 RingShape Simulation::MakeShape() {
   RingShape shape;
-  shape.num_stages = static_cast<uint32_t>(1 + Random(5));
-  shape.max_in_flight = shape.num_stages + static_cast<uint32_t>(Random(4));
+  shape.num_stages = static_cast<uint32_t>(1 + Random(Chance(25) ? 16 : 5));
+  shape.max_in_flight = Chance(50) ? 4 * shape.num_stages + 4 : static_cast<uint32_t>(1 + Random(20));
   shape.block_tokens = OneOf({1u, 3u, 4u, 16u});
   // From less than one context to plenty; mostly too little for all that could run.
   const uint64_t tokens =
       Chance(20) ? 1 + Random(options_.context_tokens) : options_.context_tokens * (1 + Random(6));
   shape.num_blocks = static_cast<uint32_t>((tokens + shape.block_tokens - 1) / shape.block_tokens);
+  // Priors that may be far off.
+  if (Chance(30)) shape.hop_seconds = 1e-6 * static_cast<double>(Random(20000));
+  while (Chance(40) && shape.stage_costs.size() < shape.num_stages) {
+    StageCost cost;
+    cost.fixed = 1e-6 * static_cast<double>(Random(5000));
+    cost.rows = {{1, 1e-6 * static_cast<double>(Random(1000))},
+                 {64, 1e-6 * static_cast<double>(Random(50000))}};
+    shape.stage_costs.resize(shape.num_stages, cost);
+  }
   return shape;
 }
 
@@ -165,7 +188,9 @@ void Simulation::MaybeStop(SequenceId id) {
 }
 
 absl::Status Simulation::TakeActions() {
-  for (const SchedulerAction& action : scheduler_.TakeActions()) {
+  std::vector<SchedulerAction> actions = scheduler_.TakeActions();
+  if (MayBreak() && fault_->in_actions) broken_ = fault_->in_actions(actions);
+  for (const SchedulerAction& action : actions) {
     RETURN_IF_ERROR(clients_.OnAction(action, now_));
     if (const auto* token = std::get_if<TokenReady>(&action)) MaybeStop(token->sequence);
   }
@@ -175,6 +200,7 @@ absl::Status Simulation::TakeActions() {
 absl::Status Simulation::Plan() {
   while (auto plan = scheduler_.PlanNext(now_)) {
     scheduler_.CheckInvariants();
+    if (MayBreak() && fault_->in_plan) broken_ = fault_->in_plan(*plan);
     RETURN_IF_ERROR(clients_.OnPlan(*plan, now_));
     ring_->Send(*std::move(plan), now_);
   }
@@ -182,10 +208,20 @@ absl::Status Simulation::Plan() {
   return clients_.CheckProgress(scheduler_.load());
 }
 
+// Stamps come from workers: they may be anything.
+void Simulation::Distort(std::vector<StageTimes>& stages) {
+  StageTimes& stage = stages[Random(stages.size())];
+  const double odd[] = {-1, 0, 1e-12, 3599, 1e300, std::nan(""), -std::numeric_limits<double>::infinity()};
+  stage.busy = odd[Random(std::size(odd))];
+  if (Chance(50)) stage.resident = odd[Random(std::size(odd))];
+  if (Chance(10)) stages.pop_back();
+}
+
 absl::Status Simulation::StepRing() {
   RETURN_IF_ERROR(ring_->Step());
   for (SimulatedRing::Result& result : ring_->TakeResults()) {
     clients_.OnLanded(result.id);
+    if (Chance(3)) Distort(result.stages);
     scheduler_.OnStageTimes(result.id, result.stages, now_);
     RETURN_IF_ERROR(scheduler_.OnResult(result.id, std::move(result.results), now_));
   }
@@ -228,10 +264,14 @@ absl::Status Simulation::Run() {
   return absl::OkStatus();
 }
 
-// MILLRACE_SIMULATION_SEED=N runs that seed alone.
-TEST(SchedulerSimulationTest, EveryRequestGivesTheTokensItWouldGiveAlone) {
-  uint64_t first = 1;
-  uint64_t last = 1000;
+constexpr uint64_t kSeedsPerShard = 1000;
+
+class SchedulerSimulationTest : public ::testing::TestWithParam<uint64_t> {};
+
+// MILLRACE_SIMULATION_SEED=N runs that seed alone, in whichever shard is asked for.
+TEST_P(SchedulerSimulationTest, EveryRequestGivesTheTokensItWouldGiveAlone) {
+  uint64_t first = GetParam() * kSeedsPerShard + 1;
+  uint64_t last = first + kSeedsPerShard - 1;
   if (const char* seed = std::getenv("MILLRACE_SIMULATION_SEED")) {
     ASSERT_TRUE(absl::SimpleAtoi(seed, &first)) << seed;
     last = first;
@@ -250,6 +290,24 @@ TEST(SchedulerSimulationTest, EveryRequestGivesTheTokensItWouldGiveAlone) {
   RecordProperty("finished", std::to_string(finished));
   EXPECT_GT(preemptions, 1000u) << "the runs are too easy";
   EXPECT_GT(finished, 10000u) << "the runs are too short";
+}
+
+INSTANTIATE_TEST_SUITE_P(Shards, SchedulerSimulationTest, ::testing::Range<uint64_t>(0, 10));
+
+// Every run that the fault could be put into must fail.
+TEST(SchedulerFaultTest, EveryDeliberateFaultIsFound) {
+  constexpr uint64_t kRuns = 25;
+  for (const DeliberateFault& fault : DeliberateFaults()) {
+    uint64_t broken = 0;
+    for (uint64_t seed = 1; broken < kRuns && seed <= 40 * kRuns; ++seed) {
+      Simulation simulation(seed, &fault);
+      const absl::Status status = simulation.Run();
+      if (!simulation.broken()) continue;
+      ++broken;
+      EXPECT_FALSE(status.ok()) << fault.name << ": not noticed with seed " << seed;
+    }
+    EXPECT_EQ(broken, kRuns) << fault.name << ": too rarely possible";
+  }
 }
 
 }  // namespace

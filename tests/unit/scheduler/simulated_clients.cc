@@ -102,7 +102,8 @@ absl::Status SimulatedClients::OnPlan(const MicrobatchPlan& plan, absl::Time now
     in_flight_[plan.id].push_back(segment.sequence);
   }
   for (auto& [id, client] : live_) {
-    if (client.first_planned != absl::InfiniteFuture()) continue;
+    // Under static batching an urgent one that comes later waits for the next batch.
+    if (client.first_planned != absl::InfiniteFuture() || options_.static_batching) continue;
     for (const PlanSegment& segment : plan.segments) {
       const SimulatedClient& planned = live_.at(segment.sequence);
       if (planned.first_planned == now && segment.first_position == 0 && IsOlder(client, planned)) {

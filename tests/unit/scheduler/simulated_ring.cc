@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
+#include "coordinator/scheduler/ring_timing.h"
 #include "tests/unit/scheduler/toy_model.h"
 
 namespace millrace::testing {
@@ -44,19 +45,31 @@ std::optional<SequenceResult> Sample(const PlanSegment& segment, const std::vect
 SimulatedRing::SimulatedRing(const RingShape& shape, std::function<uint64_t(uint64_t)> random)
     : shape_(shape), random_(std::move(random)), stages_(shape.num_stages) {
   for (Stage& stage : stages_) stage.memory.resize(size_t{shape.num_blocks} * shape.block_tokens);
+  const uint64_t fixed = random_(4) == 0 ? 5000 : 500;
+  const uint64_t row = 1 + random_(60);
+  for (Stage& stage : stages_) {
+    stage.fixed_us = static_cast<double>(random_(fixed));
+    stage.row_us = static_cast<double>(random_(row));
+    stage.position_us = static_cast<double>(random_(10)) / 100;
+  }
+  jitter_us_ = random_(2) == 0 ? 1000 : 1;
+  hop_us_ = random_(4) == 0 ? 10000 : 100;
 }
 
 void SimulatedRing::Send(MicrobatchPlan plan, absl::Time now) {
   const uint64_t id = plan.id.value();
   absl::Time arrival = now;
   std::vector<StageTimes> times;
+  const BatchFeatures features = FeaturesOf(plan);
   for (size_t s = 0; s < stages_.size(); ++s) {
     const absl::Time start = std::max(arrival, stages_[s].free_at);
     events_.emplace(start, Event{s, id});
-    stages_[s].free_at = start + absl::Microseconds(50 + random_(1000) + 20 * plan.rows());
+    const double us = stages_[s].fixed_us + stages_[s].row_us * features.rows() +
+                      stages_[s].position_us * (features.decode_attention + features.prefill_attention);
+    stages_[s].free_at = start + absl::Microseconds(1 + random_(jitter_us_) + static_cast<int64_t>(us));
     times.push_back({absl::ToDoubleSeconds(stages_[s].free_at - arrival),
                      absl::ToDoubleSeconds(stages_[s].free_at - start)});
-    arrival = stages_[s].free_at + absl::Microseconds(random_(10) == 0 ? random_(5000) : random_(100));
+    arrival = stages_[s].free_at + absl::Microseconds(random_(10) == 0 ? random_(5000) : random_(hop_us_));
   }
   last_result_ = std::max(last_result_, arrival);
   events_.emplace(last_result_, Event{stages_.size(), id});

@@ -22,7 +22,8 @@ class SimulatedRing {
   // `random(n)` gives a number below n.
   SimulatedRing(const RingShape& shape, std::function<uint64_t(uint64_t)> random);
 
-  // Stages take microbatches in the order they are sent; how long each takes is random.
+  // Stages take microbatches in the order they are sent. How long each takes goes with what is in it, and
+  // with chance; stages differ, and some rings have slow stages or long hops.
   void Send(MicrobatchPlan plan, absl::Time now);
 
   absl::Time NextEventTime() const;  // InfiniteFuture if none
@@ -48,6 +49,9 @@ class SimulatedRing {
     std::vector<Slot> memory;
     absl::Time free_at = absl::InfinitePast();
     uint64_t last_run = 0;
+    double fixed_us = 0;  // a microbatch; then each row, and each position that is attended to
+    double row_us = 0;
+    double position_us = 0;
   };
   struct Trip {
     MicrobatchPlan plan;
@@ -67,6 +71,8 @@ class SimulatedRing {
   const std::function<uint64_t(uint64_t)> random_;
   std::vector<Stage> stages_;
   absl::Time last_result_ = absl::InfinitePast();
+  uint64_t jitter_us_ = 1;
+  uint64_t hop_us_ = 1;
   std::map<uint64_t, Trip> trips_;
   std::multimap<absl::Time, Event> events_;
   std::vector<Result> results_;
