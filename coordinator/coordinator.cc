@@ -21,6 +21,7 @@
 #include "coordinator/cluster/cluster_controller.h"
 #include "coordinator/frontend/frontend.h"
 #include "coordinator/pipeline/engine.h"
+#include "coordinator/planner/model_shape.h"
 #include "coordinator/planner/placement.h"
 #include "grpc/health/v1/health.pb.h"
 #include "grpcpp/ext/proto_server_reflection_plugin.h"
@@ -44,6 +45,7 @@ struct LoadedModel {
   std::unique_ptr<Tokenizer> tokenizer;
   std::unique_ptr<ChatTemplate> chat_template;  // null if the file has none
   std::string fingerprint;
+  std::shared_ptr<const ModelShape> shape;
 };
 
 absl::StatusOr<LoadedModel> LoadModel(const std::string& path) {
@@ -62,30 +64,16 @@ absl::StatusOr<LoadedModel> LoadModel(const std::string& path) {
     }
   }
   model.fingerprint = model.file->Fingerprint();
+  model.shape = std::make_shared<const ModelShape>(ReadModelShape(*model.file, model.hyper_parameters));
   return model;
 }
 
-double Elements(const TensorInfo& matrix) {
-  return static_cast<double>(matrix.shape[0]) * static_cast<double>(matrix.shape[1]);
-}
-
+// What stands until workers have measured.
 absl::StatusOr<std::vector<LayerRange>> ChoosePlacement(const CoordinatorOptions& options,
-                                                        const LoadedModel& model) {
-  const uint32_t num_layers = model.hyper_parameters.num_layers;
-  if (!options.layers.empty()) return PlaceByCounts(options.layers, num_layers, options.stages);
-  LayerCosts costs;
-  for (uint32_t layer = 0; layer < num_layers; ++layer) {
-    const LayerTensors tensors = FindLayerTensors(*model.file, layer);
-    double elements = 0;
-    for (const TensorInfo* matrix : {tensors.attn_q, tensors.attn_k, tensors.attn_v, tensors.attn_output,
-                                     tensors.ffn_gate, tensors.ffn_up, tensors.ffn_down}) {
-      elements += Elements(*matrix);
-    }
-    costs.layers.push_back(elements);
-  }
+                                                        const ModelShape& shape) {
+  if (!options.layers.empty()) return PlaceByCounts(options.layers, shape.num_layers, options.stages);
   // A decode multiplies by the whole output matrix, but looks up one row of the embedding.
-  costs.last_stage = Elements(*FindEndTensors(*model.file).output);
-  return PlaceLayers(costs, options.stages);
+  return PlaceLayers({shape.layer_elements, 0, shape.output_elements}, options.stages);
 }
 
 absl::StatusOr<HostPort> AddPort(grpc::ServerBuilder& builder, const std::string& address, int* port) {
@@ -153,7 +141,7 @@ absl::Status Coordinator::Prepare() {
   }
   if (options_.context_tokens == 0) options_.context_tokens = model_context;
   model_.hyper_parameters.context_tokens = options_.context_tokens;
-  ASSIGN_OR_RETURN(placement_, ChoosePlacement(options_, model_));
+  ASSIGN_OR_RETURN(placement_, ChoosePlacement(options_, *model_.shape));
   MakeFrontend();
   MakeEngine();
   MakeCluster();
@@ -201,6 +189,10 @@ void Coordinator::MakeCluster() {
   cluster.cluster.secret = secret_;
   cluster.cluster.model_fingerprint = model_.fingerprint;
   cluster.cluster.placement = placement_;
+  cluster.cluster.placement_is_fixed = !options_.layers.empty();
+  cluster.cluster.shape = model_.shape;
+  cluster.cluster.max_rows = options_.max_rows;
+  cluster.cluster.context_tokens = options_.context_tokens;
   cluster.cluster.worker_timeout = options_.worker_timeout;
   char* absolute = realpath(options_.model.c_str(), nullptr);
   cluster.model_path = absolute == nullptr ? options_.model : absolute;

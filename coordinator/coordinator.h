@@ -15,7 +15,7 @@ namespace millrace {
 struct CoordinatorOptions {
   std::string model;
   uint32_t stages = 1;
-  std::vector<int64_t> layers;  // per stage; empty: chosen by cost
+  std::vector<int64_t> layers;  // per stage; empty: chosen by measured time
   std::string listen = "127.0.0.1:50051";
   std::string cluster_listen;  // empty: the same as listen
   std::string join_secret_file;

@@ -13,7 +13,7 @@ void CoordinatorFlags::Declare(OptionSet& set, bool with_join_secret) {
                  ? "how many pipeline stages, one worker each; default: as many as --layers names, or 1"
                  : "how many pipeline stages, one worker each; default: the ranks but one");
   set.AddIntList("layers", &options_.layers, 1, 65536,
-                 "layers of each stage, as 10,20; default: balanced by cost");
+                 "layers of each stage, as 10,20; default: balanced by measured time");
   set.AddString("listen", &options_.listen, "HOST:PORT", "where clients call; port 0: any free one");
   set.AddString("cluster-listen", &options_.cluster_listen, "HOST:PORT",
                 with_join_secret

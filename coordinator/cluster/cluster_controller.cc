@@ -6,10 +6,14 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
 #include "common/clock.h"
 #include "common/log.h"
 #include "common/process.h"
+#include "common/transport/profile_messages.h"
 #include "coordinator/pipeline/plan_messages.h"
+#include "coordinator/planner/stage_costs.h"
 
 namespace millrace {
 namespace {
@@ -25,6 +29,10 @@ WorkerHello ToHello(const v1::Hello& wire) {
   if (wire.has_stage()) hello.stage = wire.stage();
   hello.numeric_class = wire.numeric_class();
   hello.host = wire.host();
+  hello.measures = wire.measures();
+  hello.memory_bytes = wire.memory_bytes();
+  hello.kv_memory_bytes = wire.kv_memory_bytes();
+  hello.threads = wire.threads();
   return hello;
 }
 
@@ -144,6 +152,8 @@ void ClusterController::HandleMessage(const std::shared_ptr<WorkerSession>& sess
   switch (message.message_case()) {
     case v1::WorkerMessage::kHeartbeat:
       return ShareClock(worker);
+    case v1::WorkerMessage::kProfile:
+      return state_.OnProfile(worker, FromWire(message.profile(), static_cast<int>(kMaxProfilePoints)), now);
     case v1::WorkerMessage::kLoaded:
       return state_.OnLoaded(worker, ToLoaded(message.loaded()), now);
     case v1::WorkerMessage::kReady:
@@ -171,7 +181,10 @@ void ClusterController::CarryOut(const ClusterAction& action) {
     LogWarning("worker ", refuse->worker.value(), " is refused: ", refuse->why.message());
     const auto it = sessions_.find(refuse->worker);
     if (it != sessions_.end()) it->second->End(refuse->why);
+  } else if (const auto* measure = std::get_if<MeasureWorker>(&action)) {
+    Measure(measure->worker);
   } else if (const auto* begin = std::get_if<BeginEpoch>(&action)) {
+    LogForecast();
     OpenHops(begin->epoch);
   } else if (const auto* assign = std::get_if<AssignStage>(&action)) {
     Assign(*assign);
@@ -198,6 +211,28 @@ void ClusterController::Welcome(WorkerId worker) {
   welcome->set_model_fingerprint(options_.cluster.model_fingerprint);
   welcome->set_heartbeat_millis(static_cast<uint32_t>(absl::ToInt64Milliseconds(options_.heartbeat)));
   Send(worker, std::move(message));
+}
+
+void ClusterController::Measure(WorkerId worker) {
+  v1::CoordinatorMessage message;
+  message.mutable_measure()->set_max_rows(options_.max_rows);
+  message.mutable_measure()->set_context_tokens(options_.context_tokens);
+  message.mutable_measure()->set_block_tokens(options_.block_tokens);
+  Send(worker, std::move(message));
+}
+
+void ClusterController::LogForecast() const {
+  const std::optional<StagePlacement>& forecast = state_.forecast();
+  if (!forecast.has_value()) return;
+  std::vector<std::string> stages;
+  for (size_t s = 0; s < forecast->ranges.size(); ++s) {
+    stages.push_back(forecast->measured ? absl::StrFormat("%d layers %.2f ms", forecast->ranges[s].count,
+                                                          forecast->seconds[s] * 1e3)
+                                        : absl::StrFormat("%d layers", forecast->ranges[s].count));
+  }
+  LogInfo("placement by ", forecast->measured ? "measured time of 16 decodes" : "matrix elements", ": ",
+          absl::StrJoin(stages, ", "), "; slowest / mean ", absl::StrFormat("%.3f", forecast->max_over_mean),
+          ", whole layers allow ", absl::StrFormat("%.3f", forecast->bound));
 }
 
 void ClusterController::OpenHops(Epoch epoch) {
@@ -231,6 +266,7 @@ void ClusterController::RaiseRing(const RingUp& action) {
   ring.epoch = action.epoch;
   ring.shape = {static_cast<uint32_t>(action.workers.size()), options_.max_in_flight, action.kv_blocks,
                 options_.block_tokens};
+  ring.shape.stage_costs = action.stage_costs;
   ring.stages = action.stages;
   std::vector<std::shared_ptr<WorkerSession>> sessions;
   for (const WorkerId worker : action.workers) {
@@ -269,6 +305,12 @@ void ClusterController::Send(WorkerId worker, v1::CoordinatorMessage message) {
 }
 
 void ClusterController::PublishState() {
+  ClusterSnapshot cluster = state_.Snapshot();
+  cluster.max_rows = options_.max_rows;
+  cluster.max_in_flight = options_.max_in_flight;
+  cluster.block_tokens = options_.block_tokens;
+  cluster.context_tokens = options_.context_tokens;
+  engine_->SetCluster(std::move(cluster));
   const PipelineState state = state_.state();
   std::string detail = state_.Detail();
   if (state == published_state_ && detail == published_detail_) return;

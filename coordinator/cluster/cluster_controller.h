@@ -67,6 +67,8 @@ class ClusterController {
   void BeginStop(const StopAsked& stop);
   void CarryOut(const ClusterAction& action);
   void Welcome(WorkerId worker);
+  void Measure(WorkerId worker);
+  void LogForecast() const;
   void OpenHops(Epoch epoch);
   void Assign(const AssignStage& action);
   void RaiseRing(const RingUp& action);

@@ -7,6 +7,7 @@
 #include "absl/strings/str_join.h"
 #include "common/error_reason.h"
 #include "common/transport/secret.h"
+#include "coordinator/planner/stage_costs.h"
 
 namespace millrace {
 namespace {
@@ -24,7 +25,7 @@ absl::Duration PauseAfter(int failures) {
 }  // namespace
 
 ClusterState::ClusterState(ClusterOptions options)
-    : options_(std::move(options)), stages_(options_.placement.size()) {}
+    : options_(std::move(options)), ranges_(options_.placement), stages_(options_.placement.size()) {}
 
 absl::Status ClusterState::CheckHello(const WorkerHello& hello) const {
   if (!SecretsEqual(hello.secret, options_.secret)) return absl::PermissionDeniedError("wrong join secret");
@@ -84,12 +85,84 @@ void ClusterState::FillStages(absl::Time now) {
     worker.stage = free;
     stages_[*free] = id;
   }
+  BeginIfReady(now);
+}
+
+void ClusterState::BeginIfReady(absl::Time now) {
   if (phase_ != Phase::kWaiting || FreeStage().has_value()) return;
-  if (now >= resume_at_ || resume_at_ == absl::InfiniteFuture()) {
-    StartEpoch();
-  } else {
+  if (now < resume_at_ && resume_at_ != absl::InfiniteFuture()) {
     phase_ = Phase::kPausing;
+  } else if (AllMeasured() && Place()) {
+    StartEpoch();
   }
+}
+
+// Asks those that have not measured; all at once, as they are to measure at the same time.
+bool ClusterState::AllMeasured() {
+  bool all = true;
+  for (const WorkerId id : stages_) {
+    Worker& worker = workers_.at(id);
+    if (!worker.hello.measures || worker.profile.has_value()) continue;
+    all = false;
+    if (worker.measure_asked) continue;
+    worker.measure_asked = true;
+    actions_.push_back(MeasureWorker{id});
+  }
+  return all;
+}
+
+void ClusterState::OnProfile(WorkerId worker, WorkerProfile profile, absl::Time now) {
+  const auto it = workers_.find(worker);
+  if (it == workers_.end()) return;
+  absl::Status status = CheckProfile(profile);
+  if (!it->second.measure_asked || it->second.profile.has_value()) {
+    status = absl::InvalidArgumentError("a profile that was not asked for");
+  }
+  if (!status.ok()) {
+    actions_.push_back(RefuseWorker{worker, status});
+    LoseWorker(worker, "sent a profile that cannot be", now);
+    return;
+  }
+  it->second.profile = std::move(profile);
+  BeginIfReady(now);
+}
+
+// Decides which worker holds what; false if that cannot be, until the workers change.
+bool ClusterState::Place() {
+  misfit_.clear();
+  if (options_.shape == nullptr) return true;
+  PlacementInput input;
+  input.shape = options_.shape.get();
+  input.max_rows = options_.max_rows;
+  input.context_tokens = options_.context_tokens;
+  if (options_.placement_is_fixed) input.fixed = options_.placement;
+  for (const WorkerId id : stages_) {
+    const Worker& worker = workers_.at(id);
+    input.workers.push_back(
+        {worker.profile, worker.hello.memory_bytes, worker.hello.kv_memory_bytes, worker.hello.stage});
+  }
+  if (!placed_.empty()) {
+    input.previous = ranges_;
+    for (const WorkerId before : placed_) {
+      const auto it = std::find(stages_.begin(), stages_.end(), before);
+      input.previous_worker.push_back(it == stages_.end() ? std::nullopt
+                                                          : std::optional<size_t>(it - stages_.begin()));
+    }
+  }
+  absl::StatusOr<StagePlacement> placement = PlaceStages(input);
+  if (!placement.ok()) {
+    misfit_ = std::string(placement.status().message());
+    return false;
+  }
+  const std::vector<WorkerId> workers = stages_;
+  for (uint32_t stage = 0; stage < num_stages(); ++stage) {
+    stages_[stage] = workers[placement->workers[stage]];
+    workers_.at(stages_[stage]).stage = stage;
+  }
+  ranges_ = placement->ranges;
+  placed_ = stages_;
+  forecast_ = *std::move(placement);
+  return true;
 }
 
 void ClusterState::StartEpoch() {
@@ -104,7 +177,7 @@ void ClusterState::StartEpoch() {
     worker.ready = false;
     worker.bytes_done = worker.bytes_total = 0;
     const bool last = stage + 1 == num_stages();
-    actions_.push_back(AssignStage{stages_[stage], epoch, stage, options_.placement[stage],
+    actions_.push_back(AssignStage{stages_[stage], epoch, stage, ranges_[stage],
                                    last ? "" : workers_.at(stages_[stage + 1]).hello.ring_address});
   }
 }
@@ -161,8 +234,8 @@ void ClusterState::OnReady(WorkerId worker, Epoch epoch) {
   phase_ = Phase::kServing;
   failed_in_a_row_ = 0;
   last_failure_.clear();
-  RingUp up{Epoch(epoch_), stages_, {}, kv_blocks_};
-  for (const WorkerId id : stages_) up.stages.push_back(Snapshot(id));
+  RingUp up{Epoch(epoch_), stages_, {}, kv_blocks_, StageCosts()};
+  for (const WorkerId id : stages_) up.stages.push_back(StageOf(id));
   actions_.push_back(std::move(up));
 }
 
@@ -238,7 +311,10 @@ void ClusterState::Tick(absl::Time now) {
     LoseWorker(id, how, now);
   }
   if (!suspicion_.ok() && now >= suspicion_ends_) FailEpoch(absl::Status(suspicion_), now);
-  if (phase_ == Phase::kPausing && now >= resume_at_) StartEpoch();
+  if (phase_ == Phase::kPausing && now >= resume_at_) {
+    phase_ = Phase::kWaiting;
+    BeginIfReady(now);
+  }
 }
 
 absl::Time ClusterState::NextTick() const {
@@ -275,8 +351,12 @@ std::string ClusterState::Detail() const {
     for (uint32_t stage = 0; stage < num_stages(); ++stage) {
       if (!stages_[stage].valid()) free.push_back(stage);
     }
-    parts.push_back(absl::StrCat("waiting for ", free.size(), " of ", num_stages(), " workers (stage ",
-                                 absl::StrJoin(free, ", "), ")"));
+    if (!free.empty()) {
+      parts.push_back(absl::StrCat("waiting for ", free.size(), " of ", num_stages(), " workers (stage ",
+                                   absl::StrJoin(free, ", "), ")"));
+    } else {
+      parts.push_back(misfit_.empty() ? "the workers measure how fast they are" : misfit_);
+    }
   } else if (phase_ == Phase::kLoading || phase_ == Phase::kActivating) {
     uint64_t done = 0, total = 0;
     for (const WorkerId id : stages_) {
@@ -301,9 +381,41 @@ std::string ClusterState::Describe(WorkerId id) const {
   return absl::StrCat("worker ", id.value(), " (", stage, ", ", it->second.hello.ring_address, ")");
 }
 
-StageSnapshot ClusterState::Snapshot(WorkerId id) const {
+std::vector<StageCost> ClusterState::StageCosts() const {
+  std::vector<StageCost> costs;
+  for (uint32_t stage = 0; stage < num_stages(); ++stage) {
+    const std::optional<WorkerProfile>& profile = workers_.at(stages_[stage]).profile;
+    if (options_.shape == nullptr || !profile.has_value()) return {};
+    costs.push_back(MakeStageCost(*profile, *options_.shape, ranges_[stage]));
+  }
+  return costs;
+}
+
+ClusterSnapshot ClusterState::Snapshot() const {
+  ClusterSnapshot snapshot;
+  for (const auto& [id, worker] : workers_) {
+    WorkerSnapshot& added = snapshot.workers.emplace_back();
+    added.id = id;
+    added.address = worker.hello.ring_address;
+    added.host = worker.hello.host;
+    added.numeric_class = worker.hello.numeric_class;
+    added.memory_bytes = worker.hello.memory_bytes;
+    added.kv_memory_bytes = worker.hello.kv_memory_bytes;
+    added.threads = worker.hello.threads;
+    added.stage = worker.stage;
+    added.profile = worker.profile;
+  }
+  for (const LayerRange& range : ranges_) snapshot.layers.push_back(range.count);
+  if (forecast_.has_value()) {
+    snapshot.predicted_imbalance = forecast_->max_over_mean;
+    snapshot.imbalance_bound = forecast_->bound;
+  }
+  return snapshot;
+}
+
+StageSnapshot ClusterState::StageOf(WorkerId id) const {
   const Worker& worker = workers_.at(id);
-  const LayerRange& layers = options_.placement[*worker.stage];
+  const LayerRange& layers = ranges_[*worker.stage];
   StageSnapshot snapshot;
   snapshot.worker = absl::StrCat("worker ", id.value(), " at ", worker.hello.ring_address);
   snapshot.first_layer = layers.first;
@@ -312,6 +424,7 @@ StageSnapshot ClusterState::Snapshot(WorkerId id) const {
   snapshot.kv_bytes = worker.loaded->kv_bytes_per_block * kv_blocks_;
   snapshot.activation_bytes = worker.loaded->activation_bytes;
   snapshot.numeric_class = worker.hello.numeric_class;
+  if (forecast_.has_value()) snapshot.predicted_seconds = forecast_->seconds[*worker.stage];
   return snapshot;
 }
 

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <optional>
 #include <string>
 #include <variant>
@@ -12,8 +13,12 @@
 #include "absl/status/status.h"
 #include "absl/time/time.h"
 #include "common/ids.h"
+#include "common/worker_profile.h"
 #include "coordinator/pipeline/engine_port.h"
+#include "coordinator/planner/model_shape.h"
 #include "coordinator/planner/placement.h"
+#include "coordinator/planner/stage_placement.h"
+#include "coordinator/scheduler/stage_cost.h"
 
 namespace millrace {
 
@@ -21,7 +26,12 @@ struct ClusterOptions {
   std::string version;
   std::string secret;
   std::string model_fingerprint;
-  std::vector<LayerRange> placement;                 // one range per stage
+  std::vector<LayerRange> placement;  // one range per stage: the user's, or by shape
+  // Of the model: layers are placed by what the workers measured. Null: as in `placement`.
+  std::shared_ptr<const ModelShape> shape;
+  bool placement_is_fixed = false;  // `placement` is the user's; with a shape it is rated all the same
+  uint32_t max_rows = 0;            // of a microbatch, and context: for what a stage needs of memory
+  uint32_t context_tokens = 0;
   absl::Duration worker_timeout = absl::Seconds(3);  // silence after which a worker counts as lost
 };
 
@@ -34,6 +44,10 @@ struct WorkerHello {
   std::optional<uint32_t> stage;
   std::string numeric_class;
   std::string host;
+  bool measures = false;         // answers MeasureWorker with OnProfile
+  uint64_t memory_bytes = 0;     // for weights, KV cache and activations; 0: not said
+  uint64_t kv_memory_bytes = 0;  // of which for KV cache; 0: not said
+  uint32_t threads = 1;
 };
 
 struct WorkerLoaded {
@@ -52,6 +66,9 @@ struct WelcomeWorker {
 struct RefuseWorker {  // ends its control stream
   WorkerId worker;
   absl::Status why;
+};
+struct MeasureWorker {
+  WorkerId worker;
 };
 struct BeginEpoch {  // hops of this epoch may come from now on
   Epoch epoch;
@@ -73,20 +90,21 @@ struct RingUp {
   std::vector<WorkerId> workers;  // by stage
   std::vector<StageSnapshot> stages;
   uint32_t kv_blocks = 0;
+  std::vector<StageCost> stage_costs;  // by stage, as measured; empty: not all were
 };
 struct RingDown {
   Epoch epoch;
   absl::Status why;
 };
-using ClusterAction =
-    std::variant<WelcomeWorker, RefuseWorker, BeginEpoch, AssignStage, ActivateStage, RingUp, RingDown>;
+using ClusterAction = std::variant<WelcomeWorker, RefuseWorker, MeasureWorker, BeginEpoch, AssignStage,
+                                   ActivateStage, RingUp, RingDown>;
 
 // Thread: cluster.
 //
-// Phases: kWaiting (a stage has no worker) -> kLoading (assigned; not all have loaded) -> kActivating (not
-// all are ready) -> kServing. Losing a worker leads back to kWaiting from anywhere; a failed epoch leads to
-// kPausing and then kLoading of the next one, after a pause that grows while epochs keep failing. A worker
-// beyond the number of stages waits as a spare.
+// Phases: kWaiting (a stage has no worker, or one has not measured yet, or the model does not fit) ->
+// kLoading (assigned; not all have loaded) -> kActivating (not all are ready) -> kServing. Losing a worker
+// leads back to kWaiting from anywhere; a failed epoch leads to kPausing and then kLoading of the next one,
+// after a pause that grows while epochs keep failing. A worker beyond the number of stages waits as a spare.
 //
 // When a worker dies, its neighbour often notices the broken hop before its control stream ends. So a stage
 // that fails while serving is only suspected at first: if a worker is lost meanwhile, that is the reason
@@ -96,6 +114,8 @@ class ClusterState {
   explicit ClusterState(ClusterOptions options);
 
   void OnHello(WorkerId worker, WorkerHello hello, absl::Time now);
+  // INVALID_ARGUMENT, and the worker is refused: a profile that was not asked for, or fails CheckProfile.
+  void OnProfile(WorkerId worker, WorkerProfile profile, absl::Time now);
   void OnHeard(WorkerId worker, absl::Time now);  // any message: it is alive
   void OnProgress(WorkerId worker, uint64_t done, uint64_t total);
   void OnLoaded(WorkerId worker, const WorkerLoaded& loaded, absl::Time now);
@@ -111,6 +131,9 @@ class ClusterState {
 
   PipelineState state() const;
   std::string Detail() const;  // for people: what is waited for
+  // Who is there, and how the layers lie. What the options say of the ring is left to the caller.
+  ClusterSnapshot Snapshot() const;
+  const std::optional<StagePlacement>& forecast() const { return forecast_; }
 
  private:
   enum class Phase { kWaiting, kPausing, kLoading, kActivating, kServing };
@@ -118,8 +141,10 @@ class ClusterState {
     WorkerHello hello;
     absl::Time last_heard;
     std::optional<uint32_t> stage;
-    std::optional<WorkerLoaded> loaded;  // in the current epoch
-    bool ready = false;                  // in the current epoch
+    bool measure_asked = false;
+    std::optional<WorkerProfile> profile;  // checked
+    std::optional<WorkerLoaded> loaded;    // in the current epoch
+    bool ready = false;                    // in the current epoch
     uint64_t bytes_done = 0;
     uint64_t bytes_total = 0;
   };
@@ -127,14 +152,18 @@ class ClusterState {
   absl::Status CheckHello(const WorkerHello& hello) const;
   std::optional<uint32_t> FreeStage() const;
   void FillStages(absl::Time now);
+  bool AllMeasured();
+  void BeginIfReady(absl::Time now);
+  bool Place();
   void StartEpoch();
+  std::vector<StageCost> StageCosts() const;
   void Suspect(const absl::Status& why, absl::Time now);
   void ActivateIfLoaded();
   void FailEpoch(const absl::Status& why, absl::Time now);
   void LoseWorker(WorkerId id, const std::string& how, absl::Time now);
   bool InEpoch(WorkerId worker, Epoch epoch) const;
   std::string Describe(WorkerId id) const;
-  StageSnapshot Snapshot(WorkerId id) const;
+  StageSnapshot StageOf(WorkerId id) const;
   uint32_t num_stages() const { return static_cast<uint32_t>(options_.placement.size()); }
 
   const ClusterOptions options_;
@@ -144,7 +173,11 @@ class ClusterState {
   int failed_in_a_row_ = 0;
   absl::Time resume_at_ = absl::InfiniteFuture();
   std::string last_failure_;
-  absl::Status suspicion_;  // not OK: why the epoch will be failed at suspicion_ends_
+  std::string misfit_;                      // why the model does not fit on these workers; empty: it does
+  std::vector<LayerRange> ranges_;          // by stage
+  std::vector<WorkerId> placed_;            // by stage, when ranges_ were chosen; empty: never
+  std::optional<StagePlacement> forecast_;  // of ranges_; absent: not rated
+  absl::Status suspicion_;                  // not OK: why the epoch will be failed at suspicion_ends_
   absl::Time suspicion_ends_ = absl::InfiniteFuture();
   std::map<WorkerId, Worker> workers_;
   std::vector<WorkerId> stages_;  // by stage; invalid: free

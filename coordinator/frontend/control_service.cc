@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "common/status_macros.h"
+#include "common/transport/profile_messages.h"
 #include "coordinator/frontend/error_detail.h"
 #include "coordinator/frontend/generate_stream.h"
 #include "coordinator/frontend/proto_time.h"
@@ -62,6 +63,7 @@ void FillStage(const StageSnapshot& stage, absl::Duration active, v1::StageLoad*
   load->set_kv_bytes(stage.kv_bytes);
   load->set_activation_bytes(stage.activation_bytes);
   load->set_numeric_class(stage.numeric_class);
+  load->set_predicted_seconds(stage.predicted_seconds);
   SetDuration(stage.total.busy, load->mutable_busy());
   load->set_microbatches(stage.total.microbatches);
   load->set_rows(stage.total.rows);
@@ -122,6 +124,12 @@ grpc::ServerUnaryReactor* ControlService::GetLoad(grpc::CallbackServerContext* c
   return AnswerAtOnce(context, Load(), response);
 }
 
+grpc::ServerUnaryReactor* ControlService::GetCluster(grpc::CallbackServerContext* context,
+                                                     const grpc::ByteBuffer* /*request*/,
+                                                     grpc::ByteBuffer* response) {
+  return AnswerAtOnce(context, Cluster(), response);
+}
+
 grpc::ServerUnaryReactor* ControlService::Abort(grpc::CallbackServerContext* context,
                                                 const grpc::ByteBuffer* request, grpc::ByteBuffer* response) {
   grpc::ServerUnaryReactor* const reactor = context->DefaultReactor();
@@ -180,6 +188,11 @@ v1::GetLoadResponse ControlService::Load() const {
   load.set_queued_requests(load.queued_requests() + static_cast<uint32_t>(options_.queued_jobs()));
   load.set_epoch(pipeline.epoch);
   SetDuration(pipeline.active, load.mutable_active());
+  if (!pipeline.stages.empty()) {
+    const ClusterSnapshot cluster = engine_->Cluster();
+    load.set_predicted_imbalance(cluster.predicted_imbalance);
+    load.set_imbalance_bound(cluster.imbalance_bound);
+  }
   for (const StageSnapshot& stage : pipeline.stages) {
     const uint32_t number = static_cast<uint32_t>(load.stages_size());
     v1::StageLoad* added = load.add_stages();
@@ -193,6 +206,30 @@ v1::GetLoadResponse ControlService::Load() const {
   SetDuration(BubbleMeter::kWindow, load.mutable_window());
   SetDuration(pipeline.mean_hop, load.mutable_mean_hop());
   return load;
+}
+
+v1::GetClusterResponse ControlService::Cluster() const {
+  const ClusterSnapshot cluster = engine_->Cluster();
+  v1::GetClusterResponse response;
+  for (const WorkerSnapshot& worker : cluster.workers) {
+    v1::ClusterWorker* added = response.add_workers();
+    added->set_worker_id(worker.id.value());
+    added->set_address(worker.address);
+    added->set_host(worker.host);
+    added->set_numeric_class(worker.numeric_class);
+    added->set_memory_bytes(worker.memory_bytes);
+    added->set_kv_memory_bytes(worker.kv_memory_bytes);
+    added->set_threads(worker.threads);
+    if (worker.stage.has_value()) added->set_stage(*worker.stage);
+    if (worker.profile.has_value()) *added->mutable_profile() = ToWire(*worker.profile);
+  }
+  response.set_stages(static_cast<uint32_t>(cluster.layers.size()));
+  response.mutable_layers()->Add(cluster.layers.begin(), cluster.layers.end());
+  response.set_max_rows(cluster.max_rows);
+  response.set_max_in_flight(cluster.max_in_flight);
+  response.set_block_tokens(cluster.block_tokens);
+  response.set_context_tokens(cluster.context_tokens);
+  return response;
 }
 
 absl::StatusOr<v1::AbortResponse> ControlService::AbortRequests(const v1::AbortRequest& request) {

@@ -31,9 +31,10 @@ struct ControlServiceOptions {
   std::function<size_t()> queued_jobs;  // requests that wait for the text thread
 };
 
-using RawControl = v1::Control::WithRawCallbackMethod_GetServerInfo<
-    v1::Control::WithRawCallbackMethod_GetModelInfo<v1::Control::WithRawCallbackMethod_GetLoad<
-        v1::Control::WithRawCallbackMethod_Abort<v1::Control::Service>>>>;
+using RawControl =
+    v1::Control::WithRawCallbackMethod_GetServerInfo<v1::Control::WithRawCallbackMethod_GetModelInfo<
+        v1::Control::WithRawCallbackMethod_GetLoad<v1::Control::WithRawCallbackMethod_GetCluster<
+            v1::Control::WithRawCallbackMethod_Abort<v1::Control::Service>>>>>;
 
 // Thread: gRPC's, any number at once. Nothing here waits.
 class ControlService final : public RawControl {
@@ -50,6 +51,8 @@ class ControlService final : public RawControl {
                                          grpc::ByteBuffer* response) override;
   grpc::ServerUnaryReactor* GetLoad(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
                                     grpc::ByteBuffer* response) override;
+  grpc::ServerUnaryReactor* GetCluster(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
+                                       grpc::ByteBuffer* response) override;
   grpc::ServerUnaryReactor* Abort(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
                                   grpc::ByteBuffer* response) override;
 
@@ -57,6 +60,7 @@ class ControlService final : public RawControl {
   v1::GetServerInfoResponse ServerInfo() const;
   v1::GetModelInfoResponse ModelInfo() const;
   v1::GetLoadResponse Load() const;
+  v1::GetClusterResponse Cluster() const;
   absl::StatusOr<v1::AbortResponse> AbortRequests(const v1::AbortRequest& request);
 
   const ControlServiceOptions options_;

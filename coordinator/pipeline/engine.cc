@@ -125,6 +125,16 @@ void Engine::SetState(PipelineState state, std::string detail) {
   snapshot_.detail = std::move(detail);
 }
 
+void Engine::SetCluster(ClusterSnapshot cluster) {
+  MutexLock lock(&snapshot_mutex_);
+  cluster_ = std::move(cluster);
+}
+
+ClusterSnapshot Engine::Cluster() const {
+  MutexLock lock(&snapshot_mutex_);
+  return cluster_;
+}
+
 PipelineSnapshot Engine::Snapshot() const {
   MutexLock lock(&snapshot_mutex_);
   return snapshot_;

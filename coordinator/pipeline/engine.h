@@ -58,9 +58,11 @@ class Engine final : public EnginePort {
   void Cancel(SequenceId id, absl::Status why) override;
   void StopAt(SequenceId id, uint32_t output_tokens) override;
   PipelineSnapshot Snapshot() const override;
+  ClusterSnapshot Cluster() const override;
 
   // From the cluster.
   void SetState(PipelineState state, std::string detail);
+  void SetCluster(ClusterSnapshot cluster);
   void RingReady(RingConnection ring);
   void RingLost(Epoch epoch, absl::Status why);
   // The stage's clock minus the coordinator's, as is known now. Kept for a ring that is still to come, and
@@ -122,6 +124,7 @@ class Engine final : public EnginePort {
 
   mutable Mutex snapshot_mutex_;
   PipelineSnapshot snapshot_ ABSL_GUARDED_BY(snapshot_mutex_);
+  ClusterSnapshot cluster_ ABSL_GUARDED_BY(snapshot_mutex_);
 };
 
 }  // namespace millrace

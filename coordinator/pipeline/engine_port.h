@@ -2,12 +2,15 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
 #include "common/histogram.h"
+#include "common/ids.h"
+#include "common/worker_profile.h"
 #include "coordinator/pipeline/bubble_meter.h"
 #include "coordinator/scheduler/microbatch_plan.h"
 #include "coordinator/scheduler/scheduler.h"
@@ -38,6 +41,31 @@ struct StageSnapshot {
   StageUse total;                      // since the epoch began
   StageUse window;                     // of the last seconds, BubbleMeter::kWindow
   uint64_t activation_bytes_sent = 0;  // to the next stage, since the epoch began
+  double predicted_seconds = 0;        // of the microbatch that placements are compared by; 0: not measured
+};
+
+struct WorkerSnapshot {
+  WorkerId id;
+  std::string address;
+  std::string host;
+  std::string numeric_class;
+  uint64_t memory_bytes = 0;
+  uint64_t kv_memory_bytes = 0;
+  uint32_t threads = 0;
+  std::optional<uint32_t> stage;         // absent: a spare
+  std::optional<WorkerProfile> profile;  // absent: not measured
+};
+
+// Who is in the cluster, and what was agreed on with them.
+struct ClusterSnapshot {
+  std::vector<WorkerSnapshot> workers;
+  std::vector<uint32_t> layers;    // by stage
+  double predicted_imbalance = 0;  // slowest stage over mean stage; 0: not rated
+  double imbalance_bound = 0;      // the same of the best cut by whole layers
+  uint32_t max_rows = 0;
+  uint32_t max_in_flight = 0;
+  uint32_t block_tokens = 0;
+  uint32_t context_tokens = 0;
 };
 
 struct PipelineSnapshot {
@@ -69,6 +97,7 @@ class EnginePort {
   virtual void Cancel(SequenceId id, absl::Status why) = 0;
   virtual void StopAt(SequenceId id, uint32_t output_tokens) = 0;
   virtual PipelineSnapshot Snapshot() const = 0;
+  virtual ClusterSnapshot Cluster() const = 0;
 };
 
 }  // namespace millrace

@@ -12,6 +12,7 @@
 #include "common/status_macros.h"
 #include "worker/control/stage_messages.h"
 #include "worker/stage/stage_model.h"
+#include "worker/stage/stage_profiler.h"
 
 namespace millrace {
 namespace {
@@ -53,6 +54,18 @@ absl::Status StageHost::OpenModel(const std::string& path) {
   fingerprint_ = file->Fingerprint();
   file_ = std::move(file);
   return absl::OkStatus();
+}
+
+absl::StatusOr<WorkerProfile> StageHost::Measure(const v1::Measure& measure) const {
+  if (measure.max_rows() > kMaxRowsLimit || measure.context_tokens() > hyper_parameters_.context_tokens) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("a measurement that does not fit the model: ", measure.ShortDebugString()));
+  }
+  StageProfilerOptions options;
+  options.max_rows = measure.max_rows();
+  options.context_tokens = measure.context_tokens();
+  options.block_tokens = measure.block_tokens();
+  return MeasureProfile(*file_, hyper_parameters_, *options_.backend, options);
 }
 
 absl::Status StageHost::LoadLayers(const v1::Assign& assign) {

@@ -12,6 +12,7 @@
 #include "common/buffer_pool.h"
 #include "common/transport/hop_link.h"
 #include "common/transport/hop_listener.h"
+#include "common/worker_profile.h"
 #include "kernels/backend.h"
 #include "millrace/v1/cluster.pb.h"
 #include "model/gguf_file.h"
@@ -47,6 +48,10 @@ class StageHost {
   absl::Status OpenModel(const std::string& path);
   bool has_model() const { return file_ != nullptr; }
   const std::string& fingerprint() const { return fingerprint_; }
+
+  // How fast this worker runs the model. INVALID_ARGUMENT, RESOURCE_EXHAUSTED: as MeasureProfile. REQUIRES:
+  // has_model().
+  absl::StatusOr<WorkerProfile> Measure(const v1::Measure& measure) const;
 
   // Ends the former epoch, loads the layers unless they are loaded, and says what room there is. Upstream may
   // connect afterwards. INVALID_ARGUMENT, RESOURCE_EXHAUSTED: this worker cannot hold the stage.

@@ -12,11 +12,13 @@
 #include <variant>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "common/bounded_queue.h"
 #include "common/log.h"
 #include "common/process.h"
 #include "common/status_macros.h"
 #include "common/transport/channels.h"
+#include "common/transport/profile_messages.h"
 #include "common/transport/secret.h"
 #include "grpcpp/grpcpp.h"
 #include "worker/control/coordinator_session.h"
@@ -55,6 +57,7 @@ class Worker {
   // Empty: go on. Otherwise the worker ends with that status.
   std::optional<absl::Status> Handle(v1::CoordinatorMessage message);
   absl::Status OnWelcome(const v1::Welcome& welcome);
+  absl::Status OnMeasure(const v1::Measure& measure);
   void OnAssign(const v1::Assign& assign);
   void OnActivate(const v1::Activate& activate);
   void OnCoordinatorMessage(v1::CoordinatorMessage message);   // Thread: grpc
@@ -179,6 +182,8 @@ void Worker::SendHello() {
   hello->set_threads(1);
   hello->set_process_id(static_cast<uint64_t>(getpid()));
   hello->set_host(HostName());
+  // What stands in for the model would not be measured.
+  hello->set_measures(options_.profile == "auto" && !options_.make_stage);
   session_->Send(std::move(message));
 }
 
@@ -248,6 +253,22 @@ absl::Status Worker::OnWelcome(const v1::Welcome& welcome) {
   return absl::OkStatus();
 }
 
+absl::Status Worker::OnMeasure(const v1::Measure& measure) {
+  if (!host_->has_model()) return absl::InternalError("the coordinator asked to measure before its welcome");
+  LogInfo("measuring how fast layers and output head run here");
+  const absl::Time begin = Clock::Steady().Now();
+  ASSIGN_OR_RETURN(const WorkerProfile profile, host_->Measure(measure));
+  const ProfilePoint& layer = profile.layer.front();
+  LogInfo("measured in ",
+          absl::FormatDuration(absl::Trunc(Clock::Steady().Now() - begin, absl::Milliseconds(1))),
+          ": a decode takes ", absl::StrFormat("%.3f", layer.seconds * 1e3), " ms a layer and ",
+          absl::StrFormat("%.3f", profile.head.front().seconds * 1e3), " ms at the output head");
+  v1::WorkerMessage answer;
+  *answer.mutable_profile() = ToWire(profile);
+  session_->Send(std::move(answer));
+  return absl::OkStatus();
+}
+
 void Worker::OnAssign(const v1::Assign& assign) {
   epoch_ = assign.epoch();
   LogInfo("epoch ", assign.epoch(), ": stage ", assign.stage(), " of ", assign.num_stages(), ", layers ",
@@ -276,6 +297,11 @@ std::optional<absl::Status> Worker::Handle(v1::CoordinatorMessage message) {
   switch (message.message_case()) {
     case v1::CoordinatorMessage::kWelcome: {
       const absl::Status status = OnWelcome(message.welcome());
+      if (!status.ok()) return status;
+      break;
+    }
+    case v1::CoordinatorMessage::kMeasure: {
+      const absl::Status status = OnMeasure(message.measure());
       if (!status.ok()) return status;
       break;
     }
@@ -342,6 +368,9 @@ absl::Status Worker::Run() {
 void WorkerFlags::DeclareLocal(OptionSet& set) {
   set.AddString("isa", &options.isa, "NAME", "instruction set of the kernels: auto, portable, avx2, avx512");
   set.AddBytes("kv-memory", &options.kv_memory_bytes, "most memory for a worker's KV cache");
+  set.AddString(
+      "profile", &options.profile, "auto|off",
+      "auto: measure how fast this worker is, so that layers are placed by time; off: by their size");
   set.AddDuration("join-timeout", &options.join_timeout,
                   "how long a worker waits for the coordinator to answer");
 }
@@ -362,6 +391,10 @@ void WorkerFlags::DeclareJoin(OptionSet& set) {
 }
 
 absl::Status WorkerFlags::CheckLocal() const {
+  if (options.profile != "auto" && options.profile != "off") {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--profile: '", options.profile, "' is neither auto nor off"));
+  }
   const absl::Status isa = kernels::MakeCpuBackend(options.isa).status();
   if (isa.ok()) return absl::OkStatus();
   return absl::InvalidArgumentError(absl::StrCat("--isa: ", isa.message()));

@@ -24,6 +24,7 @@ struct WorkerOptions {
   std::string isa = "auto";
   uint64_t kv_memory_bytes = uint64_t{1} << 30;
   absl::Duration join_timeout = absl::Seconds(60);
+  std::string profile = "auto";    // measure how fast this worker is; "off": placed as the others are
   StageComputeFactory make_stage;  // empty: StageModel::Create
 };
 

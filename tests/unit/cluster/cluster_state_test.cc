@@ -303,5 +303,166 @@ TEST_F(ClusterStateTest, SaysHowFarLoadingIs) {
   EXPECT_THAT(state_->Detail(), HasSubstr("25 %"));
 }
 
+// A layer takes `layer` seconds for the microbatch that placements are compared by.
+WorkerProfile Profile(double layer) {
+  WorkerProfile profile;
+  profile.layer_elements = 1e6;
+  profile.layer = {{16, 16, 0, layer}};
+  profile.head = {{16, 16, 0, 0}};
+  return profile;
+}
+
+class MeasuredClusterTest : public ClusterStateTest {
+ protected:
+  // Two stages of a model of `layers` equal layers.
+  void Start(uint32_t layers, uint64_t layer_bytes = 1000) {
+    auto shape = std::make_shared<ModelShape>();
+    shape->num_layers = layers;
+    shape->num_kv_heads = shape->head_size = 1;
+    shape->layer_elements.assign(layers, 1e6);
+    shape->layer_bytes.assign(layers, layer_bytes);
+    ClusterOptions options = Options(2);
+    options.placement = {{0, layers / 2}, {layers / 2, layers - layers / 2}};
+    options.shape = shape;
+    options.max_rows = 16;
+    options.context_tokens = 100;
+    state_.emplace(options);
+  }
+
+  void Join(uint64_t id, std::optional<uint32_t> stage = std::nullopt, uint64_t memory = 0) {
+    WorkerHello hello = Hello(stage);
+    hello.ring_address = "host:" + std::to_string(id);
+    hello.measures = true;
+    hello.memory_bytes = memory;
+    state_->OnHello(WorkerId(id), hello, now_);
+  }
+
+  void Measured(uint64_t id, double layer) { state_->OnProfile(WorkerId(id), Profile(layer), now_); }
+};
+
+TEST_F(MeasuredClusterTest, AllMeasureAtOnceOnceEveryStageHasAWorker) {
+  Start(30);
+  Join(1);
+  EXPECT_TRUE(Take<MeasureWorker>().empty());
+  Join(2);
+  const auto asked = Take<MeasureWorker>();
+  ASSERT_EQ(asked.size(), 2u);
+  EXPECT_EQ(asked[0].worker, WorkerId(1));
+  EXPECT_EQ(asked[1].worker, WorkerId(2));
+  EXPECT_THAT(state_->Detail(), HasSubstr("measure"));
+  Measured(1, 1);
+  EXPECT_TRUE(Take<AssignStage>().empty());
+  Measured(2, 2);
+  const auto assigned = Take<AssignStage>();
+  ASSERT_EQ(assigned.size(), 2u);
+  EXPECT_EQ(assigned[0].layers, (LayerRange{0, 20}));
+  EXPECT_EQ(assigned[1].layers, (LayerRange{20, 10}));
+  ASSERT_TRUE(state_->forecast().has_value());
+  EXPECT_TRUE(state_->forecast()->measured);
+}
+
+TEST_F(MeasuredClusterTest, TheRingLearnsWhatItsStagesCost) {
+  Start(30);
+  for (const uint64_t id : {1, 2}) Join(id);
+  Measured(1, 1);
+  Measured(2, 2);
+  for (const uint64_t id : {1, 2}) Load(id, 1);
+  for (const uint64_t id : {1, 2}) Ready(id, 1);
+  const auto up = Take<RingUp>();
+  ASSERT_EQ(up.size(), 1u);
+  ASSERT_EQ(up[0].stage_costs.size(), 2u);
+  EXPECT_NEAR(InterpolateCost(up[0].stage_costs[0].rows, 16), 20, 1e-9);
+  EXPECT_NEAR(up[0].stages[1].predicted_seconds, 20, 1e-9);
+  const ClusterSnapshot snapshot = state_->Snapshot();
+  ASSERT_EQ(snapshot.workers.size(), 2u);
+  EXPECT_TRUE(snapshot.workers[1].profile.has_value());
+  EXPECT_EQ(snapshot.workers[1].stage, 1u);
+  EXPECT_EQ(snapshot.layers, (std::vector<uint32_t>{20, 10}));
+  EXPECT_NEAR(snapshot.predicted_imbalance, 1, 1e-9);
+}
+
+TEST_F(MeasuredClusterTest, WhoDoesNotMeasureIsNotWaitedFor) {
+  Start(30);
+  Join(1);
+  ClusterStateTest::Join(2);
+  EXPECT_EQ(Take<MeasureWorker>().size(), 1u);
+  Measured(1, 1);
+  const auto assigned = Take<AssignStage>();
+  ASSERT_EQ(assigned.size(), 2u);
+  EXPECT_EQ(assigned[0].layers.count, 15u);
+}
+
+TEST_F(MeasuredClusterTest, AHostileProfileIsRefusedAndItsWorkerLost) {
+  Start(30);
+  Join(1);
+  Join(2);
+  state_->TakeActions();
+  Measured(1, -1);
+  const auto refused = Take<RefuseWorker>();
+  ASSERT_EQ(refused.size(), 1u);
+  EXPECT_EQ(refused[0].worker, WorkerId(1));
+  EXPECT_EQ(refused[0].why.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(state_->Detail(), HasSubstr("waiting for 1 of 2"));
+}
+
+TEST_F(MeasuredClusterTest, AProfileThatWasNotAskedForIsRefused) {
+  Start(30);
+  Join(1);
+  state_->TakeActions();
+  Measured(1, 1);
+  EXPECT_EQ(Take<RefuseWorker>().size(), 1u);
+  Join(2);
+  Join(3);
+  Measured(2, 1);
+  state_->TakeActions();
+  Measured(2, 1);
+  EXPECT_EQ(Take<RefuseWorker>().size(), 1u);
+}
+
+TEST_F(MeasuredClusterTest, OnlyTheSuccessorMeasuresAndTheOtherKeepsItsLayers) {
+  Start(40);
+  for (const uint64_t id : {1, 2}) Join(id);
+  Measured(1, 1);
+  Measured(2, 1);
+  state_->TakeActions();
+  state_->OnGone(WorkerId(1), "died", now_);
+  Join(3);
+  const auto asked = Take<MeasureWorker>();
+  ASSERT_EQ(asked.size(), 1u);
+  EXPECT_EQ(asked[0].worker, WorkerId(3));
+  Measured(3, 1.12);
+  auto assigned = Take<AssignStage>();
+  ASSERT_EQ(assigned.size(), 2u);
+  EXPECT_EQ(assigned[0].worker, WorkerId(3));
+  EXPECT_EQ(assigned[1].layers, (LayerRange{20, 20}));
+  // One that is far slower is worth moving layers for.
+  state_->OnGone(WorkerId(3), "died", now_);
+  Join(4);
+  state_->TakeActions();
+  Measured(4, 3);
+  assigned = Take<AssignStage>();
+  ASSERT_EQ(assigned.size(), 2u);
+  EXPECT_EQ(assigned[1].layers, (LayerRange{10, 30}));
+}
+
+TEST_F(MeasuredClusterTest, AModelThatDoesNotFitIsSaidAndTriedAgainWithAnotherWorker) {
+  Start(4, 1 << 20);
+  Join(1, std::nullopt, 1 << 20);
+  Join(2, std::nullopt, 1 << 20);
+  Measured(1, 1);
+  Measured(2, 1);
+  EXPECT_TRUE(Take<AssignStage>().empty());
+  EXPECT_THAT(state_->Detail(), HasSubstr("does not fit on 2 workers: stage 0 with 2 layers needs 2.0 MiB"));
+  state_->OnGone(WorkerId(1), "died", now_);
+  Join(3, std::nullopt, 100 << 20);
+  Measured(3, 1);
+  const auto assigned = Take<AssignStage>();
+  EXPECT_TRUE(assigned.empty());
+  state_->OnGone(WorkerId(2), "died", now_);
+  Join(4, std::nullopt, 100 << 20);
+  Measured(4, 1);
+  EXPECT_EQ(Take<AssignStage>().size(), 2u);
+}
+
 }  // namespace
 }  // namespace millrace

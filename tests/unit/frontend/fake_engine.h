@@ -38,6 +38,7 @@ class FakeEngine final : public EnginePort {
   };
 
   void set_sink(TokenSink* sink) { sink_ = sink; }
+  void set_cluster(ClusterSnapshot cluster) { cluster_ = std::move(cluster); }       // before the first call
   void set_snapshot(PipelineSnapshot snapshot) { snapshot_ = std::move(snapshot); }  // before the first call
 
   // From now on Submit answers so.
@@ -72,6 +73,7 @@ class FakeEngine final : public EnginePort {
   }
   void StopAt(SequenceId id, uint32_t output_tokens) override { stopped_.Push({id, output_tokens}); }
   PipelineSnapshot Snapshot() const override { return snapshot_; }
+  ClusterSnapshot Cluster() const override { return cluster_; }
 
   // The next call of that kind; waits for it.
   SequenceRequest NextSubmit() { return Next(submitted_, "Submit"); }
@@ -121,6 +123,7 @@ class FakeEngine final : public EnginePort {
 
   TokenSink* sink_ = nullptr;
   PipelineSnapshot snapshot_;
+  ClusterSnapshot cluster_;
   std::atomic<bool> answer_cancels_{false};
   Mutex mutex_;
   CondVar changed_;

@@ -279,5 +279,55 @@ TEST_F(UnaryTest, TellsTheBubblesOfEachStage) {
   EXPECT_EQ(load.mean_hop().nanos(), 3000000);
 }
 
+TEST_F(UnaryTest, GetClusterTellsWorkersAndWhatTheyMeasured) {
+  ClusterSnapshot cluster;
+  cluster.workers.resize(2);
+  cluster.workers[0].id = WorkerId(5);
+  cluster.workers[0].address = "10.0.0.1:7000";
+  cluster.workers[0].host = "a";
+  cluster.workers[0].numeric_class = "cpu/f32";
+  cluster.workers[0].memory_bytes = 100;
+  cluster.workers[0].kv_memory_bytes = 50;
+  cluster.workers[0].threads = 1;
+  cluster.workers[0].stage = 0;
+  cluster.workers[0].profile = WorkerProfile{1e6, {{8, 4, 16, 0.5}}, {{2, 2, 0, 0.25}}, 0.125};
+  cluster.layers = {7, 3};
+  cluster.max_rows = 128;
+  cluster.max_in_flight = 12;
+  cluster.block_tokens = 16;
+  cluster.context_tokens = 512;
+  engine_.set_cluster(cluster);
+  StartServer();
+  v1::GetClusterResponse response;
+  grpc::ClientContext context;
+  ASSERT_TRUE(control_->GetCluster(&context, v1::GetClusterRequest(), &response).ok());
+  ASSERT_EQ(response.workers_size(), 2);
+  const v1::ClusterWorker& worker = response.workers(0);
+  EXPECT_EQ(worker.worker_id(), 5u);
+  EXPECT_EQ(worker.address(), "10.0.0.1:7000");
+  EXPECT_EQ(worker.host(), "a");
+  EXPECT_EQ(worker.numeric_class(), "cpu/f32");
+  EXPECT_EQ(worker.memory_bytes(), 100u);
+  EXPECT_EQ(worker.kv_memory_bytes(), 50u);
+  EXPECT_EQ(worker.threads(), 1u);
+  EXPECT_TRUE(worker.has_stage());
+  ASSERT_EQ(worker.profile().layer_size(), 1);
+  EXPECT_EQ(worker.profile().layer(0).rows(), 8u);
+  EXPECT_EQ(worker.profile().layer(0).sequences(), 4u);
+  EXPECT_EQ(worker.profile().layer(0).context(), 16u);
+  EXPECT_EQ(worker.profile().layer(0).seconds(), 0.5);
+  EXPECT_EQ(worker.profile().head(0).seconds(), 0.25);
+  EXPECT_EQ(worker.profile().overhead_seconds(), 0.125);
+  EXPECT_EQ(worker.profile().layer_elements(), 1e6);
+  EXPECT_FALSE(response.workers(1).has_stage());
+  EXPECT_FALSE(response.workers(1).has_profile());
+  EXPECT_EQ(response.stages(), 2u);
+  EXPECT_EQ(response.layers(1), 3u);
+  EXPECT_EQ(response.max_rows(), 128u);
+  EXPECT_EQ(response.max_in_flight(), 12u);
+  EXPECT_EQ(response.block_tokens(), 16u);
+  EXPECT_EQ(response.context_tokens(), 512u);
+}
+
 }  // namespace
 }  // namespace millrace
