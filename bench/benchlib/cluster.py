@@ -123,6 +123,15 @@ class Cluster:
     def status(self, *args):
         return run_json([BIN / "millrace", "status", "--server", self.address, "--json", *args], START_SECONDS + 10)
 
+    def wait_busy(self):
+        """Until tokens are being generated."""
+        before = int(self.status()["load"]["generated_tokens_total"])
+        deadline = time.monotonic() + START_SECONDS
+        while int(self.status()["load"]["generated_tokens_total"]) == before:
+            if time.monotonic() > deadline:
+                raise BenchError(f"no token within {START_SECONDS} s")
+            time.sleep(0.1)
+
     def load(self, **options):
         """Runs the load generator to its end; options are its flags, with underscores."""
         flags = []

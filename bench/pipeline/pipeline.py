@@ -12,13 +12,14 @@ import decode_rows
 import load_rows
 import program_rows
 import timed_rows
+import timeline
 from benchlib import noise
-from benchlib.cluster import BenchError, real_model
+from benchlib.cluster import ROOT, BenchError, real_model
 from benchlib.table import Row, print_table, write_json
 
 SMALL = "SmolLM2-135M"
 LARGE = "random 1.1 B"
-ORDER = ["P1", "P2", "P3", "P4", "P6", "P7", "P9", "C1", "C3", "C5", "S1"]
+ORDER = ["P1", "P2", "P3", "P4", "P6", "P7", "P9", "C1", "C3", "C5", "S1", "timeline"]
 
 
 @dataclasses.dataclass
@@ -64,6 +65,16 @@ def attempt(ids, function):
     return rows
 
 
+def draw_timeline(model, path):
+    """Not a row: a picture. What fails is said, and the table stands."""
+    print("drawing the timeline", file=sys.stderr, flush=True)
+    try:
+        timeline.draw(model, path)
+        print(f"picture of the stages in time: {path}")
+    except BenchError as error:
+        print(f"no picture of the stages in time: {str(error).splitlines()[0][:200]}")
+
+
 def measure_all(options, settings):
     ids = set(options.only)
     model = options.model or real_model()
@@ -84,6 +95,7 @@ def parse(args):
     parser.add_argument("--json", metavar="FILE", help="write all figures there")
     parser.add_argument("--only", default=ORDER, type=lambda text: text.split(","), metavar="P1,P3",
                         help=f"only these of {', '.join(ORDER)}")
+    parser.add_argument("--svg", metavar="FILE", default=ROOT / "build" / "pipeline.svg", help="the picture (default build/pipeline.svg)")
     parser.add_argument("--model", metavar="FILE", help="instead of SmolLM2-135M")
     parser.add_argument("--large", metavar="FILE", help="also measure the steady rows on this model (run.sh makes it)")
     options = parser.parse_args(args)
@@ -101,6 +113,8 @@ def main(args):
     peaks.append(noise.peaks())
     rows.sort(key=lambda row: ORDER.index(row.id))
     print_table(rows, sys.stdout)
+    if "timeline" in options.only:
+        draw_timeline(options.model or real_model(), options.svg)
     machine = noise.machine()
     print(f"machine: {machine['cpu']}, {machine['cores']} cores; one core reads {peaks[0]['read_gbps']:.1f} GB/s before and "
           f"{peaks[1]['read_gbps']:.1f} after; {time.monotonic() - began:.0f} s in all" + (", quick" if options.quick else ""))

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Measures how full the pipeline is kept: idle shares, throughput and latency of two stages beside one, links, scheduling.
 #
-#   bench/pipeline/run.sh [--quick] [--json FILE] [--only P1,P3] [--model M.gguf] [--large]
+#   bench/pipeline/run.sh [--quick] [--json FILE] [--only P1,P3] [--svg FILE] [--model M.gguf] [--large]
 #
 #   --quick    every row, but briefly (minutes): shows that it works; its figures mean little
-#   --only     some of the rows
+#   --only     some of the rows; "timeline" is the picture
+#   --svg      where the picture of the stages in time goes (build/pipeline.svg)
 #   --large    also the steady rows on a random model of 1.1 B parameters, which is made once (2 minutes, 1.2 GB in
 #              $MILLRACE_CACHE)
 #

@@ -3,7 +3,7 @@ import pathlib
 import statistics
 import tempfile
 
-from benchlib import gguf, interleaved, measure, noise
+from benchlib import gguf, interleaved, measure, noise, trace
 from benchlib.cluster import BenchError, Cluster
 from benchlib.table import Row
 
@@ -125,22 +125,16 @@ def weights(model, settings):
     return row, data
 
 
-def _microbatch_slices(cluster, sequences, settings):
-    from benchlib import trace
-    return trace.record(cluster, sequences, settings)
-
-
 def pipelining(model, settings):
     """One batch at a time through two stages, against microbatches that fill them."""
     sequences = 24
     with Cluster(model, 2, ["--context", 2048, "--max-in-flight", 1]) as naive, Cluster(model, 2, ["--context", 2048]) as full:
+        load = dict(mode="steady", sequences=sequences, prompt_tokens=32, output_tokens=1500)
         def window(cluster):
-            return cluster.load(mode="steady", sequences=sequences, prompt_tokens=32, output_tokens=1500, warmup="0.5s",
-                                window=settings.window)["windows"][0]
+            return cluster.load(**load, warmup="0.5s", window=settings.window)["windows"][0]
         results = interleaved.run({"naive": lambda: window(naive), "full": lambda: window(full)}, settings.rounds,
                                   _pids(naive, full))
-        lines = {"one batch at a time": _microbatch_slices(naive, sequences, settings),
-                 "microbatches in flight": _microbatch_slices(full, sequences, settings)}
+        lines = {"naive": trace.record(naive, **load), "full": trace.record(full, **load)}
     def idle(window):
         return statistics.mean(stage.bubble for stage in measure.window_stages(window))
     bubbles = {name: result.spread(idle) for name, result in results.items()}

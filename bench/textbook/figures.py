@@ -32,7 +32,7 @@ def weights(data, path):
 def pipelining(data, path):
     panels = []
     for heading, key in (("one batch at a time", "naive"), ("microbatches in flight", "full")):
-        tracks, length = data["lines"][heading]
+        tracks, length = data["lines"][key]
         note = f"{heading}: idle {100 * data['bubbles'][key]:.1f} %, {data['tokens_per_s'][key]:.0f} tokens/s"
         panels.append((note, tracks, length))
     svg.timelines(path, "Two stages, measured stamps; a colour is a microbatch, grey is idle", panels)

@@ -30,14 +30,13 @@ class Settings:
     batch_sizes: tuple
     stage_counts: tuple
     text_tokens: int
-    trace_seconds: float
     no_prefix_cache: tuple = ()
 
 
 FULL = Settings(rounds=5, window="3s", skewed_requests=64, skewed_outputs="8-128", contexts=(64, 128, 256, 512, 1024),
-                recomputed_tokens=3, batch_sizes=(1, 2, 4, 8, 16, 32, 64), stage_counts=(1, 2, 3, 5), text_tokens=128, trace_seconds=1)
+                recomputed_tokens=3, batch_sizes=(1, 2, 4, 8, 16, 32, 64), stage_counts=(1, 2, 3, 5), text_tokens=128)
 QUICK = Settings(rounds=2, window="1s", skewed_requests=20, skewed_outputs="4-32", contexts=(64, 256), recomputed_tokens=1,
-                 batch_sizes=(1, 8, 64), stage_counts=(1, 2), text_tokens=16, trace_seconds=1)
+                 batch_sizes=(1, 8, 64), stage_counts=(1, 2), text_tokens=16)
 
 
 def run_claims(options, settings):

@@ -12,7 +12,7 @@ import pytest
 from harness import BIN, ROOT, Process, run_program
 
 sys.path.insert(0, str(ROOT / "bench"))
-from benchlib import measure, svg, table  # noqa: E402
+from benchlib import measure, svg, table, trace  # noqa: E402
 
 
 def run_bench(name, *args):
@@ -169,3 +169,19 @@ def test_pictures_escape_and_scale(tmp_path):
     assert "a &lt; b" in text and "x &amp; y" in text
     widths = [float(w) for w in re.findall(r'<rect [^>]*width="([\d.]+)"', text)]
     assert widths[1] == pytest.approx(widths[0] / 2, abs=1)
+
+
+def test_trace_is_cut_to_the_middle(tmp_path):
+    def slice_of(tid, microbatch, begin, end, category="busy"):
+        return {"ph": "X", "tid": tid, "ts": begin * 1e3, "dur": (end - begin) * 1e3, "name": "n", "cat": category,
+                "args": {"microbatch": microbatch}}
+    names = [{"ph": "M", "tid": tid, "name": "thread_name", "args": {"name": name}}
+             for tid, name in enumerate(("coordinator", "stage 0: layers 0-2, w", "stage 1: layers 3-4, w"))]
+    slices = [slice_of(tid, i, 10 * i + 5 * (tid - 1), 10 * i + 5 * tid) for i in range(20) for tid in (1, 2)]
+    path = tmp_path / "t.json"
+    path.write_text(json.dumps({"traceEvents": [*names, *slices, slice_of(1, 0, 5, 10, "idle"), slice_of(0, 3, 1, 2, "plan")]}))
+    tracks = trace.read(path)
+    assert list(tracks) == ["stage 0", "stage 1"] and len(tracks["stage 0"]) == 20
+    shown, length = trace.cut(tracks, 4)
+    assert length == pytest.approx(40) and [m for _, _, _, m in shown["stage 0"]] == [8, 9, 10, 11]
+    assert all(0 <= begin < end <= length for slices in shown.values() for begin, end, _, _ in slices)
