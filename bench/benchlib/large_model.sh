@@ -6,7 +6,7 @@ root=$(cd "$(dirname "$0")/../.." && pwd)
 like=$("$root/deploy/get_model.sh")
 model=$(cache_dir)/random-1.1b-q8_0.gguf
 if [ ! -e "$model" ]; then
-  say "making $model (2 minutes)"
+  say "making $model (a minute)"
   "$("$root/tests/python_env.sh")/bin/python" -B "$root/tests/golden/make_random_gguf.py" --like "$like" --type q8_0 "$model.part" >&2
   mv "$model.part" "$model"
 fi

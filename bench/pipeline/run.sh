@@ -6,7 +6,7 @@
 #   --quick    every row, but briefly (minutes): shows that it works; its figures mean little
 #   --only     some of the rows; "timeline" is the picture
 #   --svg      where the picture of the stages in time goes (build/pipeline.svg)
-#   --large    also the steady rows on a random model of 1.1 B parameters, which is made once (2 minutes, 1.2 GB in
+#   --large    also the steady rows on a random model of 1.1 B parameters, which is made once (a minute, 1.2 GB in
 #              $MILLRACE_CACHE)
 #
 # The table goes to stdout: measured | target | reference | verdict, and what else the machine did meanwhile. A missed
