@@ -129,6 +129,8 @@ void GenerateFlags::Declare(OptionSet& set) {
   set.AddBool("ignore-eos", &ignore_eos_, "go on when the model ends its answer");
   set.AddInt("priority", &priority_, -100, 100,
              "the lower, the sooner; a level counts as a second of waiting");
+  set.AddString("cache-salt", &cache_salt_, "TEXT",
+                "share computed prompts only with requests of the same salt");
   set.AddDuration("timeout", &timeout_, "give up after so long; 0: never");
 }
 
@@ -148,6 +150,7 @@ void GenerateFlags::Fill(v1::GenerateRequest& request) const {
   if (min_tokens_ > 0) stop.set_min_tokens(static_cast<uint32_t>(min_tokens_));
   if (!stop_.empty()) stop.add_strings(stop_);
   if (ignore_eos_) stop.set_ignore_eos(true);
+  request.set_cache_salt(cache_salt_);
   if (priority_ != 0) request.set_priority(static_cast<int32_t>(priority_));
   if (logprobs_ >= 0) request.set_logprobs(static_cast<uint32_t>(logprobs_));
 }
@@ -177,9 +180,10 @@ std::string Summary(const v1::Finished& finished) {
   const uint32_t tokens = finished.usage().completion_tokens();
   std::string rate = "-";
   if (decode > 0 && tokens > 1) rate = absl::StrFormat("%.1f", (tokens - 1) / decode);
-  return absl::StrFormat("%d prompt tokens, %d generated; first token after %.0f ms, then %s tokens/s",
-                         finished.usage().prompt_tokens(), tokens,
-                         (Seconds(timings.queue()) + Seconds(timings.prefill())) * 1e3, rate);
+  return absl::StrFormat(
+      "%d prompt tokens (%d cached), %d generated; first token after %.0f ms, then %s tokens/s",
+      finished.usage().prompt_tokens(), finished.usage().cached_prompt_tokens(), tokens,
+      (Seconds(timings.queue()) + Seconds(timings.prefill())) * 1e3, rate);
 }
 
 }  // namespace millrace::cli

@@ -99,6 +99,7 @@ class GenerateFlags {
   std::string request_id_;
   bool ignore_eos_ = false;
   int64_t priority_ = 0;
+  std::string cache_salt_;
   absl::Duration timeout_ = absl::ZeroDuration();
 };
 

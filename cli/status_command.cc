@@ -87,8 +87,9 @@ void Print(const Answers& answers) {
   std::printf("tokens     %lu prompt, %lu generated\n",
               static_cast<unsigned long>(load.prompt_tokens_total()),
               static_cast<unsigned long>(load.generated_tokens_total()));
-  std::printf("KV cache   %u of %u blocks of %u tokens in use\n", load.kv_blocks_used(),
-              load.kv_blocks_total(), load.kv_block_tokens());
+  std::printf(
+      "KV cache   %u of %u blocks of %u tokens in use, %u kept for later prompts that begin the same\n",
+      load.kv_blocks_used(), load.kv_blocks_total(), load.kv_block_tokens(), load.kv_blocks_cached());
   if (load.stages_size() > 0) PrintStages(load);
 }
 

@@ -20,6 +20,7 @@
 #include "common/transport/secret.h"
 #include "coordinator/cluster/cluster_controller.h"
 #include "coordinator/frontend/frontend.h"
+#include "coordinator/frontend/random_bits.h"
 #include "coordinator/pipeline/engine.h"
 #include "coordinator/planner/model_shape.h"
 #include "coordinator/planner/placement.h"
@@ -170,6 +171,8 @@ void Coordinator::MakeEngine() {
   engine.scheduler.max_rows = options_.max_rows;
   engine.scheduler.inter_token_goal = options_.inter_token_goal;
   engine.scheduler.static_batching = options_.static_batching;
+  engine.scheduler.prefix_cache = options_.prefix_cache;
+  engine.scheduler.block_hash_key = {RandomBits(), RandomBits()};
   const absl::Span<const TokenId> ends = model_.tokenizer->end_tokens();
   engine.scheduler.end_tokens.assign(ends.begin(), ends.end());
   engine.vocabulary_size = model_.tokenizer->vocabulary_size();

@@ -26,6 +26,7 @@ struct CoordinatorOptions {
   absl::Duration inter_token_goal = absl::ZeroDuration();  // zero: none
   bool static_batching = false;
   uint32_t block_tokens = 16;
+  bool prefix_cache = true;
   uint32_t context_tokens = 0;  // 0: the model's
   uint32_t max_running = 256;
   uint32_t max_queued = 1024;

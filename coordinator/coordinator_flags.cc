@@ -37,6 +37,8 @@ void CoordinatorFlags::Declare(OptionSet& set, bool with_join_secret) {
                 "static: requests join only when none is running; there for comparisons, it is slower");
   set.AddInt("kv-block-tokens", &block_tokens_, 16, 1024,
              "tokens in one block of KV cache, a multiple of 16");
+  set.AddBool("prefix-cache", &options_.prefix_cache,
+              "keep the KV cache of prompts and answers for requests that begin the same");
   set.AddInt("context", &context_tokens_, 0, 1 << 24,
              "longest prompt and answer together, in tokens; 0: the model's");
   set.AddInt("max-running", &max_running_, 1, 65536, "requests in progress at once");

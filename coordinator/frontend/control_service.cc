@@ -89,6 +89,9 @@ void FillScheduler(const SchedulerLoad& from, v1::GetLoadResponse* load) {
   load->set_requests_failed_total(from.failed);
   load->set_preemptions_total(from.preemptions);
   load->set_slots(from.slots);
+  load->set_prefix_cache_queries_total(from.prefix_cache_queries);
+  load->set_prefix_cache_hits_total(from.prefix_cache_hits);
+  load->set_kv_blocks_cached(from.blocks_cached);
 }
 
 // Answers a call whose request has no fields: there is nothing in it to parse, and what a newer client adds

@@ -1,4 +1,4 @@
-// Unpredictable numbers for seeds and request ids.
+// Unpredictable numbers for seeds, request ids and keys.
 #pragma once
 
 #include <cstdint>

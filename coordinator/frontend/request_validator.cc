@@ -251,6 +251,11 @@ absl::StatusOr<CheckedRequest> CheckGenerateRequest(v1::GenerateRequest request,
                    -kMaxPriority, ", ", kMaxPriority, "]");
   }
   checked.priority = request.priority();
+  if (request.cache_salt().size() > kMaxCacheSaltBytes) {
+    return Invalid("INVALID_CACHE_SALT", "cache_salt has ", request.cache_salt().size(),
+                   " bytes; the limit is ", kMaxCacheSaltBytes);
+  }
+  checked.cache_salt = std::move(*request.mutable_cache_salt());
   return checked;
 }
 

@@ -31,6 +31,7 @@ struct RequestLimits {
 };
 
 inline constexpr size_t kMaxRequestIdBytes = 128;
+inline constexpr size_t kMaxCacheSaltBytes = 128;
 inline constexpr size_t kMaxLogitBiases = 1024;
 inline constexpr size_t kMaxStopStrings = 64;
 inline constexpr size_t kMaxStopStringBytes = 256;
@@ -57,6 +58,7 @@ struct CheckedRequest {
   std::vector<TokenId> stop_token_ids;
   std::optional<uint32_t> prompt_logprobs;
   int32_t priority = 0;
+  std::string cache_salt;
 };
 
 // Errors, each with a reason (error_detail.h):
@@ -66,7 +68,7 @@ struct CheckedRequest {
 //                       INVALID_TOP_P, INVALID_MIN_P, INVALID_REPETITION_PENALTY, INVALID_PRESENCE_PENALTY,
 //                       INVALID_FREQUENCY_PENALTY, INVALID_LOGIT_BIAS, INVALID_MAX_TOKENS,
 //                       INVALID_MIN_TOKENS, INVALID_STOP_STRINGS, INVALID_STOP_TOKENS, INVALID_LOGPROBS,
-//                       INVALID_PROMPT_LOGPROBS, INVALID_PRIORITY
+//                       INVALID_PROMPT_LOGPROBS, INVALID_PRIORITY, INVALID_CACHE_SALT
 //   RESOURCE_EXHAUSTED  INPUT_TOO_LARGE
 absl::StatusOr<CheckedRequest> CheckGenerateRequest(v1::GenerateRequest request, const RequestLimits& limits);
 

@@ -119,6 +119,7 @@ v1::Finished SequenceText::Summary(const SequenceFinished& finished) const {
   }
   v1::Usage* usage = summary.mutable_usage();
   usage->set_prompt_tokens(finished.prompt_tokens);
+  usage->set_cached_prompt_tokens(finished.cached_prompt_tokens);
   usage->set_completion_tokens(matched() ? generated_ : finished.output_tokens);
   usage->set_prompt_characters(options_.prompt_characters);
   usage->set_completion_characters(characters_);

@@ -124,6 +124,7 @@ absl::Status TextWorker::Submit(GenerateJob& job, EncodedPrompt prompt) {
   request.stop_token_ids = std::move(checked.stop_token_ids);
   request.deadline = job.stream->deadline();
   request.priority = checked.priority;
+  request.cache_salt = std::move(checked.cache_salt);
   request.prompt = std::move(prompt.ids);
 
   v1::GenerateEvent started = StartedEvent(*job.stream, request);

@@ -200,7 +200,7 @@ void BatchComposer::PickDecodes(uint32_t row_limit) {
 double BatchComposer::PendingSeconds(double enough) const {
   const double nothing = cost_(BatchFeatures());
   const auto seconds = [&](size_t i) {
-    return cost_(BatchFeatures::Prefill(0, view(i).tokens, true)) - nothing;
+    return cost_(BatchFeatures::Prefill(view(i).cached, view(i).tokens - view(i).cached, true)) - nothing;
   };
   double pending = 0;
   for (size_t i = 0; i < kept_ && pending < enough; ++i) {
@@ -210,7 +210,7 @@ double BatchComposer::PendingSeconds(double enough) const {
   uint64_t needed = committed_blocks_;
   const size_t end = std::min(entries_.size(), s_.num_running + (s_.max_running_sequences - kept_));
   for (size_t i = s_.num_running; i < end && pending < enough; ++i) {
-    needed += BlocksFor(view(i).tokens + 1);
+    needed += Outstanding(i) + view(i).idle_blocks;
     if (kept_ < s_.num_running || view(i).in_flight || needed > free) break;
     pending += seconds(i);
   }
@@ -264,6 +264,7 @@ void BatchComposer::PickPrefills() {
     if (picked && rows < std::min(view(i).remaining(), least_chunk_rows_)) break;
     if (waiting(i)) {
       ++admitted_;
+      free_blocks_ -= view(i).idle_blocks;
       committed_blocks_ += Outstanding(i);
     }
     rows = FitBlocks(i, rows);
@@ -283,7 +284,8 @@ bool BatchComposer::CanAdmit(size_t index) const {
   // A sequence preempted now may stand before this one.
   if (kept_ < s_.num_running || view(index).in_flight) return false;
   if (kept_ + admitted_ >= s_.max_running_sequences) return false;
-  return free_blocks_ >= uint64_t{committed_blocks_} + BlocksFor(view(index).tokens + 1) + AdmissionMargin();
+  return free_blocks_ >=
+         uint64_t{committed_blocks_} + Outstanding(index) + view(index).idle_blocks + AdmissionMargin();
 }
 
 // How many of `rows` have blocks; preempts younger ones only if it would be none.
@@ -299,7 +301,7 @@ void BatchComposer::PreemptYoungest() {
   committed_blocks_ -= Outstanding(kept_ - 1);
   --kept_;
   Entry& victim = entries_[kept_];
-  free_blocks_ += victim.blocks;
+  free_blocks_ += victim.blocks - view(kept_).blocks + view(kept_).freed_blocks;
   rows_ -= victim.rows;
   const bool was_picked = victim.rows > 0;
   victim = Entry();

@@ -12,12 +12,16 @@ namespace millrace {
 
 // What the policy sees of one sequence.
 struct SequenceView {
-  uint32_t tokens = 0;       // known so far: prompt and generated
-  uint32_t planned = 0;      // of these, how many were put into a microbatch since the sequence (re)started
-  uint32_t blocks = 0;       // KV blocks held
-  bool generating = false;   // at least one token was generated
-  bool in_flight = false;    // a waiting one with something in flight may not restart yet
-  uint64_t ready_order = 0;  // of decodes: the lower, the longer it has been ready
+  uint32_t tokens = 0;   // known so far: prompt and generated
+  uint32_t planned = 0;  // of these, how many were put into a microbatch since the sequence (re)started
+  uint32_t blocks = 0;   // KV blocks held
+  // Of a waiting one, `planned` positions in `blocks` blocks are those that it will find in the cache.
+  uint32_t cached = 0;        // positions that it did not, or will not, compute
+  uint32_t idle_blocks = 0;   // of a waiting one's blocks, those that count as free until it is admitted
+  uint32_t freed_blocks = 0;  // of a running one's, those that it and the ones younger than it alone hold
+  bool generating = false;    // at least one token was generated
+  bool in_flight = false;     // a waiting one with something in flight may not restart yet
+  uint64_t ready_order = 0;   // of decodes: the lower, the longer it has been ready
 
   uint32_t remaining() const { return tokens - planned; }
   bool decode_ready() const { return generating && remaining() == 1; }

@@ -30,7 +30,8 @@ struct SequenceRequest {
   bool ignore_eos = false;
   std::vector<TokenId> stop_token_ids;
   absl::Time deadline = absl::InfiniteFuture();
-  int32_t priority = 0;  // within kMaxPriority of 0; the lower, the sooner
+  int32_t priority = 0;    // within kMaxPriority of 0; the lower, the sooner
+  std::string cache_salt;  // KV blocks are shared with sequences of the same salt
 };
 
 // Consecutive positions of one sequence in a microbatch.
@@ -90,6 +91,7 @@ struct SequenceFinished {
   std::optional<TokenId> matched_token;         // for kEndOfSequence and kStopToken
   uint32_t prompt_tokens = 0;
   uint32_t output_tokens = 0;
+  uint32_t cached_prompt_tokens = 0;  // of the prompt, those found in the KV cache when it was first admitted
   SequenceTimings timings;
 };
 using SchedulerAction = std::variant<PromptLogprobsReady, TokenReady, SequenceFinished>;

@@ -11,10 +11,10 @@
 #include "common/check.h"
 #include "common/status_macros.h"
 #include "coordinator/scheduler/batch_policy.h"
-#include "coordinator/scheduler/block_allocator.h"
 #include "coordinator/scheduler/result_check.h"
 #include "coordinator/scheduler/ring_timing.h"
 #include "coordinator/scheduler/sequence.h"
+#include "coordinator/scheduler/sequence_blocks.h"
 
 namespace millrace {
 
@@ -49,6 +49,8 @@ struct Scheduler::Impl {
   void ApplyResult(SequenceResult result, absl::Time now);
   void ApplyToken(Sequence* sequence, SequenceResult result, absl::Time now);
   BatchSnapshot Snapshot() const;
+  void AddWaiting(BatchSnapshot* snapshot) const;
+  void CountFreedBlocks(BatchSnapshot* snapshot) const;
   void OpenBatch();
   void PreemptYoungest();
   Sequence* AdmitOldest();
@@ -59,7 +61,7 @@ struct Scheduler::Impl {
   const SchedulerOptions options;
   std::optional<RingShape> ring;
   RingTiming timing;
-  BlockAllocator blocks;
+  SequenceBlocks blocks;
   absl::flat_hash_map<SequenceId, std::unique_ptr<Sequence>> live;
   ByAge running;
   ByAge waiting;
@@ -83,6 +85,7 @@ SequenceView ViewOf(const Sequence& sequence) {
   view.blocks = static_cast<uint32_t>(sequence.blocks().size());
   view.generating = sequence.output_tokens() > 0;
   view.in_flight = sequence.in_flight() > 0;
+  view.cached = sequence.cached();
   view.ready_order = sequence.ready_order();
   return view;
 }
@@ -117,7 +120,7 @@ void Scheduler::Impl::End(Sequence* sequence, const absl::Status& status, const 
                           uint32_t output_tokens, absl::Time now) {
   actions.push_back(sequence->Finish(status, end, output_tokens, now));
   ++(status.ok() ? totals.finished : totals.failed);
-  blocks.FreeAll(sequence->mutable_blocks());
+  blocks.Release(sequence);
   (sequence->running() ? running : waiting).erase(sequence->order());
   deadlines.erase({sequence->deadline(), sequence->id()});
   live.erase(SequenceId(sequence->id()));
@@ -150,21 +153,17 @@ BatchSnapshot Scheduler::Impl::Snapshot() const {
   snapshot.in_flight = static_cast<uint32_t>(in_flight.size());
   snapshot.max_running_sequences = options.max_running_sequences;
   snapshot.block_tokens = ring->block_tokens;
-  snapshot.num_blocks = blocks.num_blocks();
-  snapshot.free_blocks = blocks.num_free();
+  snapshot.num_blocks = blocks.pool().num_blocks();
+  snapshot.free_blocks = blocks.pool().num_free();
   snapshot.prefill_turn = prefill_turn;
   snapshot.decode_carry = decode_carry;
   snapshot.costs = timing.costs();
   snapshot.inter_token_goal = absl::ToDoubleSeconds(options.inter_token_goal);
   snapshot.num_running = running.size();
-  // Each one admitted takes at least a row.
-  const size_t admissible = std::min<size_t>(waiting.size(), options.max_rows);
-  snapshot.sequences.reserve(running.size() + admissible);
+  snapshot.sequences.reserve(running.size() + std::min<size_t>(waiting.size(), options.max_rows));
   for (const auto& [order, sequence] : running) snapshot.sequences.push_back(ViewOf(*sequence));
-  for (auto it = waiting.begin(); snapshot.sequences.size() < running.size() + admissible; ++it) {
-    if (options.static_batching && !it->second->in_batch()) break;
-    snapshot.sequences.push_back(ViewOf(*it->second));
-  }
+  CountFreedBlocks(&snapshot);
+  AddWaiting(&snapshot);
   return snapshot;
 }
 
@@ -177,9 +176,45 @@ void Scheduler::Impl::OpenBatch() {
   }
 }
 
+// Of the youngest ones, until they would free more than a microbatch can use: each row needs at most one
+// block.
+void Scheduler::Impl::CountFreedBlocks(BatchSnapshot* snapshot) const {
+  ReleasePreview preview(blocks.pool());
+  uint64_t free = blocks.pool().num_free();
+  size_t i = running.size();
+  for (auto it = running.rbegin(); it != running.rend() && free < options.max_rows; ++it) {
+    SequenceView& view = snapshot->sequences[--i];
+    view.freed_blocks = preview.Release(it->second->blocks());
+    free += view.freed_blocks;
+  }
+}
+
+// Those that might be admitted now: each takes a row at least, the first that lacks blocks keeps back the
+// others, and what is pending beyond two chunks for each stage changes nothing.
+void Scheduler::Impl::AddWaiting(BatchSnapshot* snapshot) const {
+  const size_t room =
+      options.max_running_sequences - std::min<size_t>(options.max_running_sequences, running.size());
+  const size_t most = std::min<size_t>(room, options.max_rows);
+  const uint64_t enough_rows = uint64_t{2} * options.max_rows * ring->num_stages;
+  uint64_t blocks_needed = 0;
+  uint64_t rows = 0;
+  for (auto it = waiting.begin(); it != waiting.end(); ++it) {
+    if (snapshot->sequences.size() - running.size() >= most || rows >= enough_rows) return;
+    if (blocks_needed > blocks.pool().num_free()) return;
+    if (options.static_batching && !it->second->in_batch()) return;
+    SequenceView view = ViewOf(*it->second);
+    view.generating = false;  // its tokens are a prompt to it when it starts again
+    view.blocks = blocks.CountCached(it->second, &view.idle_blocks);
+    view.cached = view.planned = view.blocks * ring->block_tokens;
+    snapshot->sequences.push_back(view);
+    rows += view.remaining();
+    blocks_needed += blocks.BlocksFor(view.tokens + 1) - view.blocks + view.idle_blocks;
+  }
+}
+
 void Scheduler::Impl::PreemptYoungest() {
   Sequence* sequence = running.rbegin()->second;
-  blocks.FreeAll(sequence->mutable_blocks());
+  blocks.Release(sequence);
   sequence->Preempt(next_change++);
   waiting.insert(running.extract(std::prev(running.end())));
   ++totals.preemptions;
@@ -187,7 +222,11 @@ void Scheduler::Impl::PreemptYoungest() {
 
 Sequence* Scheduler::Impl::AdmitOldest() {
   Sequence* sequence = waiting.begin()->second;
-  sequence->Start(next_change++);
+  blocks.Start(sequence, next_change++);
+  if (options.prefix_cache && !sequence->preempted() && !sequence->wants_prompt_logprobs()) {
+    totals.prefix_cache_queries += sequence->tokens();
+    totals.prefix_cache_hits += sequence->cached();
+  }
   running.insert(waiting.extract(waiting.begin()));
   return sequence;
 }
@@ -200,13 +239,12 @@ MicrobatchPlan Scheduler::Impl::BuildPlan(const std::vector<BatchPick>& picks,
   record.id = plan.id;
   for (const BatchPick& pick : picks) {
     Sequence* sequence = by_index[pick.index];
-    const uint32_t end = sequence->planned() + pick.rows;
-    const uint32_t needed = end / ring->block_tokens + (end % ring->block_tokens != 0);
-    const uint32_t held = static_cast<uint32_t>(sequence->blocks().size());
-    if (needed > held) MILLRACE_CHECK(blocks.Allocate(needed - held, sequence->mutable_blocks()));
+    blocks.Grow(sequence, pick.rows);
     plan.segments.push_back(sequence->PlanRows(pick.rows, options.end_tokens, now));
     record.sequences.push_back(sequence->id());
   }
+  // Only now, as segments of one microbatch do not wait for each other.
+  for (const BatchPick& pick : picks) blocks.NameFull(by_index[pick.index]);
   record.expected = ExpectedResults(plan);
   record.features = FeaturesOf(plan);
   record.planned = now;
@@ -249,7 +287,8 @@ void Scheduler::OnRingReady(const RingShape& shape, absl::Time) {
   MILLRACE_CHECK(shape.num_stages > 0 && shape.max_in_flight > 0 && shape.block_tokens > 0);
   impl_->ring = shape;
   impl_->timing = RingTiming(shape.num_stages, shape.stage_costs, shape.hop_seconds);
-  impl_->blocks = BlockAllocator(shape.num_blocks);
+  impl_->blocks = SequenceBlocks(
+      {shape.num_blocks, shape.block_tokens, impl_->options.prefix_cache, impl_->options.block_hash_key});
   impl_->next_microbatch = 1;
   impl_->prefill_turn = false;
   impl_->decode_carry = 0;
@@ -260,7 +299,7 @@ void Scheduler::OnRingLost(const absl::Status& why, absl::Time now) {
   while (!impl_->running.empty()) impl_->Fail(impl_->running.begin()->second, why, now);
   while (!impl_->waiting.empty()) impl_->Fail(impl_->waiting.begin()->second, why, now);
   impl_->in_flight.clear();
-  impl_->blocks = BlockAllocator();
+  impl_->blocks = SequenceBlocks();
   impl_->ring.reset();
 }
 
@@ -363,8 +402,9 @@ SchedulerLoad Scheduler::load() const {
   load.running = static_cast<uint32_t>(impl_->running.size());
   load.waiting = static_cast<uint32_t>(impl_->waiting.size());
   load.in_flight = static_cast<uint32_t>(impl_->in_flight.size());
-  load.blocks_total = impl_->blocks.num_blocks();
-  load.blocks_used = impl_->blocks.num_used();
+  load.blocks_total = impl_->blocks.pool().num_blocks();
+  load.blocks_used = impl_->blocks.pool().num_used();
+  load.blocks_cached = impl_->blocks.pool().num_cached();
   load.block_tokens = impl_->ring ? impl_->ring->block_tokens : 0;
   load.slots = impl_->ring ? impl_->timing.Slots(impl_->ring->max_in_flight) : 0;
   load.hop_seconds = impl_->ring ? impl_->timing.hop_seconds() : 0;
@@ -381,21 +421,13 @@ bool Scheduler::idle() const {
 }
 
 void Scheduler::CheckInvariants() const {
-  std::vector<bool> owned(impl_->blocks.num_blocks(), false);
-  uint32_t num_owned = 0;
+  std::vector<Sequence*> running;
   for (const auto& [order, sequence] : impl_->running) {
     MILLRACE_CHECK(sequence->running() && sequence->order() == order);
     MILLRACE_CHECK(sequence->planned() > 0 && sequence->planned() <= sequence->tokens());
-    const uint64_t held = sequence->blocks().size();
-    const uint64_t bt = impl_->ring->block_tokens;
-    MILLRACE_CHECK(held == (sequence->planned() + bt - 1) / bt);
-    for (BlockId block : sequence->blocks()) {
-      MILLRACE_CHECK(block < owned.size() && !owned[block]);
-      owned[block] = true;
-      ++num_owned;
-    }
+    running.push_back(sequence);
   }
-  MILLRACE_CHECK(num_owned == impl_->blocks.num_used());
+  impl_->blocks.CheckInvariants(running);
   for (const auto& [order, sequence] : impl_->waiting) {
     MILLRACE_CHECK(!sequence->running() && sequence->order() == order);
     MILLRACE_CHECK(sequence->planned() == 0 && sequence->blocks().empty());

@@ -7,6 +7,11 @@
 // written on each stage before a later microbatch, the only kind that the blocks can be given to, is run
 // there.
 //
+// Prefix cache: blocks are named by their content (block_hash.h) as soon as a microbatch that fills them is
+// planned; for the same reason, one that is planned later may read them. A sequence starts behind the blocks
+// it finds, and computes at least its last known token. Where two computed the same block, the later gives
+// its own back. Blocks that nobody holds stay until their place is needed, those unused for longest first.
+//
 // A preempted sequence keeps its tokens and waits in its place. What is in flight of it still counts; once
 // that has landed it may start again, by prefilling everything known. Nothing is reported twice.
 //
@@ -32,6 +37,7 @@
 #include "absl/types/span.h"
 #include "common/generation.h"
 #include "common/ids.h"
+#include "coordinator/scheduler/block_hash.h"
 #include "coordinator/scheduler/microbatch_plan.h"
 #include "coordinator/scheduler/stage_cost.h"
 
@@ -49,6 +55,8 @@ struct SchedulerOptions {
   // until the longest of it has ended.
   bool static_batching = false;
   std::vector<TokenId> end_tokens;  // of the model
+  bool prefix_cache = true;         // keep KV blocks for sequences that begin the same
+  BlockHashKey block_hash_key;      // random, where prompts are not to be trusted
 };
 
 // What a complete pipeline offers. KV room is the minimum over its stages.
@@ -69,6 +77,7 @@ struct SchedulerLoad {
   uint32_t in_flight = 0;
   uint32_t blocks_total = 0;
   uint32_t blocks_used = 0;
+  uint32_t blocks_cached = 0;  // of the others, those that can be found by a sequence that begins the same
   uint32_t block_tokens = 0;
   // Microbatches that keep the pipeline full, at most max_in_flight; 0: no ring. Fewer are in flight if fewer
   // sequences can run.
@@ -83,6 +92,9 @@ struct SchedulerLoad {
   uint64_t finished = 0;  // with OK
   uint64_t failed = 0;    // with an error, refused ones included
   uint64_t preemptions = 0;
+  // Tokens of sequences that were looked up in the prefix cache when first admitted, and of these, found.
+  uint64_t prefix_cache_queries = 0;
+  uint64_t prefix_cache_hits = 0;
 };
 
 // Thread: engine.
@@ -137,8 +149,8 @@ class Scheduler {
   SchedulerLoad load() const;
   bool idle() const;  // no live sequence and nothing in flight
 
-  // For tests: CHECKs that every block is free or in exactly one running sequence's table, and that the books
-  // agree. Linear in blocks and sequences.
+  // For tests: CHECKs that every block is held by the running sequences that have it in their tables, and
+  // that the books agree. Linear in blocks and sequences.
   void CheckInvariants() const;
 
  private:

@@ -26,9 +26,32 @@ Sequence::Sequence(SequenceRequest request, uint32_t max_tokens, uint64_t change
   MILLRACE_CHECK(request_.priority >= -kMaxPriority && request_.priority <= kMaxPriority);
 }
 
-void Sequence::Start(uint64_t change) {
-  MILLRACE_CHECK(!running_);
+uint32_t Sequence::SharableBlocks(uint32_t block_tokens) const {
+  uint32_t skippable = tokens() - 1;
+  if (request_.prompt_logprobs && prompt_reported_ < prompt_tokens_)
+    skippable = std::min(skippable, prompt_reported_ - 1);
+  return skippable / block_tokens;
+}
+
+absl::Span<const BlockHash> Sequence::BlockNames(const BlockHashKey& key, uint32_t block_tokens,
+                                                 uint32_t count) {
+  MILLRACE_CHECK(count <= tokens() / block_tokens);
+  if (block_names_.empty() && count > 0) block_names_.reserve(tokens() / block_tokens);
+  while (block_names_.size() < count) {
+    const BlockHash parent = block_names_.empty() ? HashSalt(key, request_.cache_salt) : block_names_.back();
+    const absl::Span<const TokenId> tokens(tokens_);
+    block_names_.push_back(
+        HashBlock(key, parent, tokens.subspan(block_names_.size() * block_tokens, block_tokens)));
+  }
+  return absl::MakeConstSpan(block_names_).first(count);
+}
+
+void Sequence::Start(uint64_t change, uint32_t cached, uint32_t block_tokens) {
+  MILLRACE_CHECK(!running_ && blocks_.size() * block_tokens == cached);
   running_ = true;
+  named_blocks_ = static_cast<uint32_t>(blocks_.size());
+  planned_ = cached_ = cached;
+  if (!preempted_) cached_prompt_tokens_ = cached;
   since_ = change;
 }
 
@@ -38,6 +61,8 @@ void Sequence::Preempt(uint64_t change) {
   preempted_ = true;
   since_ = change;
   planned_ = 0;
+  cached_ = 0;
+  named_blocks_ = 0;
 }
 
 PlanSegment Sequence::PlanRows(uint32_t rows, absl::Span<const TokenId> end_tokens, absl::Time now) {
@@ -114,6 +139,7 @@ SequenceFinished Sequence::Finish(const absl::Status& status, const SequenceEnd&
   finished.matched_token = end.matched_token;
   finished.prompt_tokens = prompt_tokens_;
   finished.output_tokens = output_tokens;
+  finished.cached_prompt_tokens = cached_prompt_tokens_;
   // A phase that the sequence did not complete lasts until now; one that it did not reach, no time.
   finished.timings.queue = std::min(first_planned_, now) - arrived_;
   if (first_planned_ != absl::InfiniteFuture())

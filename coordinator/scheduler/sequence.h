@@ -10,6 +10,7 @@
 #include "absl/status/status.h"
 #include "absl/time/time.h"
 #include "absl/types/span.h"
+#include "coordinator/scheduler/block_hash.h"
 #include "coordinator/scheduler/microbatch_plan.h"
 
 namespace millrace {
@@ -43,11 +44,23 @@ class Sequence {
   uint64_t since() const { return since_; }
   bool preempted() const { return preempted_; }  // at least once
   const std::vector<BlockId>& blocks() const { return blocks_; }
-  // For the allocator to fill and to empty.
+  // For the pool to fill, to exchange and to empty.
   std::vector<BlockId>* mutable_blocks() { return &blocks_; }
 
-  // `change`: see since().
-  void Start(uint64_t change);
+  // How many blocks of its tokens need not be computed if they are found: none that holds the last known
+  // token, or tokens whose logits are still needed for log probabilities of the prompt.
+  uint32_t SharableBlocks(uint32_t block_tokens) const;
+  // The names of its first `count` blocks, which are full. Each is computed once.
+  absl::Span<const BlockHash> BlockNames(const BlockHashKey& key, uint32_t block_tokens, uint32_t count);
+  // Of its table, the first so many are named.
+  uint32_t named_blocks() const { return named_blocks_; }
+  void set_named_blocks(uint32_t count) { named_blocks_ = count; }
+  // Positions that it did not compute since it last (re)started.
+  uint32_t cached() const { return cached_; }
+  bool wants_prompt_logprobs() const { return request_.prompt_logprobs.has_value(); }
+
+  // `change`: see since(). The table holds the blocks of the first `cached` positions, and they are named.
+  void Start(uint64_t change, uint32_t cached, uint32_t block_tokens);
 
   // Under static batching: it may be admitted although others run.
   bool in_batch() const { return in_batch_; }
@@ -86,6 +99,10 @@ class Sequence {
   uint32_t prompt_tokens_;
   std::vector<TokenId> tokens_;  // prompt, then generated
   std::vector<BlockId> blocks_;
+  std::vector<BlockHash> block_names_;
+  uint32_t named_blocks_ = 0;
+  uint32_t cached_ = 0;
+  uint32_t cached_prompt_tokens_ = 0;
   uint32_t planned_ = 0;
   uint32_t in_flight_ = 0;        // microbatches
   uint32_t prompt_reported_ = 1;  // prompt tokens whose log probabilities were given out; the first has none

@@ -66,6 +66,7 @@ class LoadedRing {
     options.context_tokens = 100000;
     options.max_running_sequences = 1000;
     options.max_waiting_sequences = 1000;
+    options.prefix_cache = false;  // prompts begin the same
     return options;
   }
 

@@ -29,7 +29,7 @@ inline SequenceView Ready(uint64_t ready_order = 0, uint32_t tokens = 20) {
   SequenceView view;
   view.tokens = tokens;
   view.planned = tokens - 1;
-  view.blocks = BlocksFor(view.planned);
+  view.freed_blocks = view.blocks = BlocksFor(view.planned);
   view.generating = true;
   view.ready_order = ready_order;
   return view;
@@ -39,7 +39,7 @@ inline SequenceView Ready(uint64_t ready_order = 0, uint32_t tokens = 20) {
 inline SequenceView Flying(uint32_t tokens = 20) {
   SequenceView view = Ready(0, tokens);
   view.planned = tokens;
-  view.blocks = BlocksFor(tokens);
+  view.freed_blocks = view.blocks = BlocksFor(tokens);
   view.in_flight = true;
   return view;
 }
@@ -48,7 +48,7 @@ inline SequenceView Prompt(uint32_t tokens, uint32_t planned = 0) {
   SequenceView view;
   view.tokens = tokens;
   view.planned = planned;
-  view.blocks = BlocksFor(planned);
+  view.freed_blocks = view.blocks = BlocksFor(planned);
   return view;
 }
 

@@ -93,6 +93,7 @@ inline SchedulerOptions SmallOptions() {
   options.context_tokens = 1000;
   options.max_rows = 64;
   options.end_tokens = {kEnd};
+  options.prefix_cache = false;  // MakeRequest gives many the same prompt
   return options;
 }
 

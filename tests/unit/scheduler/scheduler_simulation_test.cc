@@ -34,6 +34,7 @@ class Simulation {
   bool broken() const { return broken_; }
   uint64_t preemptions() const { return scheduler_.load().preemptions; }
   uint64_t finished() const { return scheduler_.load().finished; }
+  uint64_t cached() const { return scheduler_.load().prefix_cache_hits; }
 
  private:
   uint64_t Random(uint64_t n) { return random_() % n; }
@@ -48,6 +49,7 @@ class Simulation {
   SchedulerOptions MakeOptions();
   RingShape MakeShape();
   SequenceRequest MakeRequest();
+  void BeginLikeAnEarlierOne(SequenceRequest* request);
   void Arrive();
   void LoseRing();
   void StartRing();
@@ -74,6 +76,8 @@ class Simulation {
   uint64_t to_arrive_;
   uint64_t next_id_ = 1;
   uint32_t long_percent_;
+  uint64_t prefix_percent_;  // of prompts that begin like earlier ones
+  std::vector<SequenceRequest> earlier_;
   uint64_t max_priority_;  // either way; times are milliseconds, so a level is much
 };
 
@@ -81,6 +85,7 @@ Simulation::Simulation(uint64_t seed, const DeliberateFault* fault)
     : random_(seed), fault_(fault), options_(MakeOptions()), scheduler_(options_), clients_(options_) {
   arrival_gap_ = absl::Microseconds(OneOf({0, 200, 2000, 5000}));
   to_arrive_ = 5 + Random(60);
+  prefix_percent_ = OneOf<uint64_t>({0, 30, 90});
   max_priority_ = OneOf<uint64_t>({0, 1, 100});
   break_after_ = now_ + absl::Microseconds(seed * 7919 % 100000);
   long_percent_ = static_cast<uint32_t>(OneOf({0, 20, 80}));
@@ -96,6 +101,7 @@ SchedulerOptions Simulation::MakeOptions() {
   options.max_waiting_sequences = OneOf({3u, 1024u});
   options.max_rows = OneOf({1u, 2u, 7u, 16u, 48u, 128u});
   options.end_tokens = kEndTokens;
+  options.prefix_cache = Chance(80);
   options.static_batching = Chance(8);
   if (Chance(15)) options.inter_token_goal = absl::Microseconds(1 + Random(50000));
   return options;
@@ -130,6 +136,8 @@ SequenceRequest Simulation::MakeRequest() {
       Chance(long_percent_) ? 1 + Random(longest) : 1 + Random(std::min<uint64_t>(longest, 12));
   for (uint64_t i = 0; i < length; ++i)
     request.prompt.push_back(static_cast<TokenId>(Random(kToyVocabulary)));
+  if (Chance(20)) request.cache_salt = OneOf<std::string>({"a", "b", std::string(1, '\0')});
+  BeginLikeAnEarlierOne(&request);
   request.sampling.seed = Random(1000);
   if (Chance(20)) request.sampling.repetition_penalty = 1.1f;
   if (Chance(20)) request.sampling.logprobs = static_cast<uint32_t>(Random(3));
@@ -144,9 +152,29 @@ SequenceRequest Simulation::MakeRequest() {
   return request;
 }
 
+// With its prompt or a part of it, often with its answer too: a next turn of a conversation.
+void Simulation::BeginLikeAnEarlierOne(SequenceRequest* request) {
+  if (!earlier_.empty() && Chance(prefix_percent_)) {
+    const SequenceRequest& earlier = earlier_[Random(earlier_.size())];
+    std::vector<TokenId> begin = earlier.prompt;
+    if (Chance(50)) {
+      const ToyOutcome answer = ToyGenerate(earlier, std::min(earlier.max_tokens, 40u), kEndTokens);
+      begin.insert(begin.end(), answer.tokens.begin(), answer.tokens.end());
+    }
+    if (Chance(30)) begin.resize(1 + Random(begin.size()));
+    if (Chance(80)) request->cache_salt = earlier.cache_salt;
+    begin.resize(std::min<size_t>(begin.size(), options_.context_tokens - 1));
+    if (Chance(30)) request->prompt.clear();
+    request->prompt.insert(request->prompt.begin(), begin.begin(), begin.end());
+    if (Chance(97))
+      request->prompt.resize(std::min<size_t>(request->prompt.size(), options_.context_tokens - 1));
+  }
+}
+
 void Simulation::Arrive() {
   SequenceRequest request = MakeRequest();
   const SequenceId id = request.id;
+  earlier_.push_back(request);
   clients_.Add(request, scheduler_.load().waiting, now_);
   scheduler_.Add(std::move(request), now_);
   if (Chance(12)) {
@@ -202,7 +230,12 @@ absl::Status Simulation::Plan() {
     scheduler_.CheckInvariants();
     if (MayBreak() && fault_->in_plan) broken_ = fault_->in_plan(*plan);
     RETURN_IF_ERROR(clients_.OnPlan(*plan, now_));
-    ring_->Send(*std::move(plan), now_);
+    std::vector<SimulatedRing::Known> known;
+    for (const PlanSegment& segment : plan->segments) {
+      known.push_back(
+          {clients_.TokensOf(segment.sequence), clients_.live().at(segment.sequence).request.cache_salt});
+    }
+    ring_->Send(*std::move(plan), std::move(known), now_);
   }
   scheduler_.CheckInvariants();
   return clients_.CheckProgress(scheduler_.load());
@@ -278,18 +311,22 @@ TEST_P(SchedulerSimulationTest, EveryRequestGivesTheTokensItWouldGiveAlone) {
   }
   uint64_t preemptions = 0;
   uint64_t finished = 0;
+  uint64_t cached = 0;
   for (uint64_t seed = first; seed <= last; ++seed) {
     Simulation simulation(seed);
     const absl::Status status = simulation.Run();
     ASSERT_TRUE(status.ok()) << status << "\nreplay with MILLRACE_SIMULATION_SEED=" << seed;
     preemptions += simulation.preemptions();
     finished += simulation.finished();
+    cached += simulation.cached();
   }
   if (first == last) return;
   RecordProperty("preemptions", std::to_string(preemptions));
   RecordProperty("finished", std::to_string(finished));
-  EXPECT_GT(preemptions, 1000u) << "the runs are too easy";
+  EXPECT_GT(preemptions, 500u) << "the runs are too easy";
   EXPECT_GT(finished, 10000u) << "the runs are too short";
+  RecordProperty("cached", std::to_string(cached));
+  EXPECT_GT(cached, 20000u) << "prompts have too little in common";
 }
 
 INSTANTIATE_TEST_SUITE_P(Shards, SchedulerSimulationTest, ::testing::Range<uint64_t>(0, 10));

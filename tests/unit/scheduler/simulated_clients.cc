@@ -106,7 +106,7 @@ absl::Status SimulatedClients::OnPlan(const MicrobatchPlan& plan, absl::Time now
     if (client.first_planned != absl::InfiniteFuture() || options_.static_batching) continue;
     for (const PlanSegment& segment : plan.segments) {
       const SimulatedClient& planned = live_.at(segment.sequence);
-      if (planned.first_planned == now && segment.first_position == 0 && IsOlder(client, planned)) {
+      if (planned.started_by == last_microbatch_ && IsOlder(client, planned)) {
         return Wrong(segment.sequence, "overtook sequence ", id.value());
       }
     }
@@ -120,7 +120,11 @@ absl::Status SimulatedClients::OnSegment(const PlanSegment& segment, absl::Time 
   SimulatedClient& client = it->second;
   RETURN_IF_ERROR(CheckSegment(segment, client));
   RETURN_IF_ERROR(CheckSampling(segment, client));
-  client.first_planned = std::min(client.first_planned, now);
+  if (client.first_planned == absl::InfiniteFuture()) {
+    client.first_planned = now;
+    client.started_by = last_microbatch_;
+    client.cached_prompt = segment.first_position;
+  }
   client.planned_end = segment.first_position + static_cast<uint32_t>(segment.token_ids.size());
   client.active_microbatch = last_microbatch_;
   client.sampling_in_flight = segment.sampling.has_value();
@@ -132,8 +136,15 @@ absl::Status SimulatedClients::CheckSegment(const PlanSegment& segment, const Si
   const uint32_t first = segment.first_position;
   const uint32_t end = first + static_cast<uint32_t>(segment.token_ids.size());
   if (segment.token_ids.empty()) return Wrong(segment.sequence, "an empty segment");
-  if (first != client.planned_end && (first != 0 || client.in_flight > 0)) {
+  // It goes on where it was, or starts again behind whole blocks that it found.
+  if (first != client.planned_end && (first % ring_->block_tokens != 0 || client.in_flight > 0)) {
     return Wrong(segment.sequence, "position ", first, " after ", client.planned_end);
+  }
+  if (first > 0 && client.planned_end == 0 && !options_.prefix_cache) {
+    return Wrong(segment.sequence, "found something though the cache is off");
+  }
+  if (client.request.prompt_logprobs && first >= client.prompt_reported && first > client.planned_end) {
+    return Wrong(segment.sequence, "skips log probabilities of its prompt");
   }
   if (end > PromptTokens(client) + client.received) return Wrong(segment.sequence, "plans a token not known");
   for (uint32_t p = first; p < end; ++p) {
@@ -177,6 +188,13 @@ absl::Status SimulatedClients::CheckSampling(const PlanSegment& segment,
       last ? ToySuppressed(client.request, client.received, options_.end_tokens) : std::vector<TokenId>();
   if (suppressed != expected) return Wrong(segment.sequence, "suppresses the wrong ids");
   return absl::OkStatus();
+}
+
+std::vector<TokenId> SimulatedClients::TokensOf(SequenceId id) const {
+  const SimulatedClient& client = live_.at(id);
+  std::vector<TokenId> tokens = client.request.prompt;
+  tokens.insert(tokens.end(), client.outcome.tokens.begin(), client.outcome.tokens.begin() + client.received);
+  return tokens;
 }
 
 void SimulatedClients::OnLanded(MicrobatchId id) {
@@ -245,6 +263,7 @@ absl::Status SimulatedClients::OnFinished(const SequenceFinished& finished, absl
   if (it == live_.end()) return Wrong(finished.sequence, "ended twice");
   const SimulatedClient& client = it->second;
   if (finished.prompt_tokens != PromptTokens(client)) return Wrong(finished.sequence, "prompt usage");
+  if (finished.cached_prompt_tokens != client.cached_prompt) return Wrong(finished.sequence, "cached usage");
   RETURN_IF_ERROR(CheckReason(finished, client));
   RETURN_IF_ERROR(CheckTimings(finished, client, now));
   live_.erase(it);

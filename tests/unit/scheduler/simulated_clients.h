@@ -25,6 +25,8 @@ struct SimulatedClient {
   absl::Time last_token = absl::InfiniteFuture();
   uint32_t received = 0;         // tokens
   uint32_t prompt_reported = 1;  // prompt tokens with log probabilities received, the first has none
+  uint64_t started_by = 0;       // microbatch
+  uint32_t cached_prompt = 0;    // positions that it did not compute when it first started
   uint32_t planned_end = 0;      // positions in microbatches so far, since the last restart
   uint32_t in_flight = 0;        // microbatches
   bool sampling_in_flight = false;
@@ -51,6 +53,8 @@ class SimulatedClients {
   void ExpectDeadlines(absl::Time now);
 
   absl::Status OnPlan(const MicrobatchPlan& plan, absl::Time now);
+  // All tokens of a live sequence that are known now.
+  std::vector<TokenId> TokensOf(SequenceId id) const;
   void OnLanded(MicrobatchId id);
   absl::Status OnAction(const SchedulerAction& action, absl::Time now);
   // After the actions of an event were passed: nothing that had to end is live.

@@ -15,6 +15,23 @@ uint32_t End(const PlanSegment& segment) {
   return segment.first_position + static_cast<uint32_t>(segment.token_ids.size());
 }
 
+// By position: the hash of the salt and of all tokens up to it.
+std::vector<uint64_t> PrefixHashes(const SimulatedRing::Known& known, uint32_t count) {
+  std::vector<uint64_t> hashes;
+  uint64_t hash = 0x9E3779B97F4A7C15ull;
+  const auto mix = [&hash](uint64_t value) {
+    hash = (hash ^ (value + 1)) * 0xBF58476D1CE4E5B9ull;
+    hash ^= hash >> 31;
+  };
+  for (char c : known.salt) mix(static_cast<unsigned char>(c));
+  mix(UINT32_MAX);
+  for (uint32_t i = 0; i < count; ++i) {
+    mix(known.tokens.at(i));
+    hashes.push_back(hash);
+  }
+  return hashes;
+}
+
 // What the last stage makes of a segment, from the tokens that its KV memory holds.
 std::optional<SequenceResult> Sample(const PlanSegment& segment, const std::vector<TokenId>& tokens) {
   if (!segment.sampling && !segment.prompt_logprobs) return std::nullopt;
@@ -56,7 +73,7 @@ SimulatedRing::SimulatedRing(const RingShape& shape, std::function<uint64_t(uint
   hop_us_ = random_(4) == 0 ? 10000 : 100;
 }
 
-void SimulatedRing::Send(MicrobatchPlan plan, absl::Time now) {
+void SimulatedRing::Send(MicrobatchPlan plan, std::vector<Known> known, absl::Time now) {
   const uint64_t id = plan.id.value();
   absl::Time arrival = now;
   std::vector<StageTimes> times;
@@ -73,7 +90,7 @@ void SimulatedRing::Send(MicrobatchPlan plan, absl::Time now) {
   }
   last_result_ = std::max(last_result_, arrival);
   events_.emplace(last_result_, Event{stages_.size(), id});
-  trips_.emplace(id, Trip{std::move(plan), {}, std::move(times)});
+  trips_.emplace(id, Trip{std::move(plan), std::move(known), {}, std::move(times)});
 }
 
 absl::Time SimulatedRing::NextEventTime() const {
@@ -84,7 +101,7 @@ absl::Status SimulatedRing::Step() {
   const Event event = events_.begin()->second;
   events_.erase(events_.begin());
   Trip& trip = trips_.at(event.microbatch);
-  if (event.stage < stages_.size()) return Run(event.stage, trip.plan);
+  if (event.stage < stages_.size()) return Run(event.stage, trip);
   results_.push_back({trip.plan.id, std::move(trip.results), std::move(trip.stages)});
   trips_.erase(event.microbatch);
   return absl::OkStatus();
@@ -97,36 +114,44 @@ SimulatedRing::Slot& SimulatedRing::SlotAt(Stage& stage, const PlanSegment& segm
 }
 
 // As a kernel does: writes the keys and values of all rows, then reads those of all earlier positions.
-absl::Status SimulatedRing::Run(size_t stage_index, const MicrobatchPlan& plan) {
+absl::Status SimulatedRing::Run(size_t stage_index, Trip& trip) {
   Stage& stage = stages_[stage_index];
-  if (plan.id.value() != ++stage.last_run)
+  if (trip.plan.id.value() != ++stage.last_run)
     return absl::InternalError("a stage ran microbatches out of order");
-  for (const PlanSegment& segment : plan.segments) {
-    for (size_t i = 0; i < segment.token_ids.size(); ++i) {
-      const uint32_t position = segment.first_position + static_cast<uint32_t>(i);
-      SlotAt(stage, segment, position) = {segment.sequence, position, segment.token_ids[i]};
+  for (size_t s = 0; s < trip.plan.segments.size(); ++s) {
+    const PlanSegment& segment = trip.plan.segments[s];
+    const std::vector<uint64_t> hashes = PrefixHashes(trip.known[s], End(segment));
+    for (uint32_t position = segment.first_position; position < End(segment); ++position) {
+      Slot& slot = SlotAt(stage, segment, position);
+      const TokenId token = segment.token_ids[position - segment.first_position];
+      if (slot.microbatch == trip.plan.id.value()) return absl::InternalError("two segments write one slot");
+      slot = {trip.plan.id.value(), segment.sequence, token, hashes[position]};
     }
   }
-  for (const PlanSegment& segment : plan.segments) {
-    std::vector<TokenId> tokens;
-    RETURN_IF_ERROR(ReadBack(stage, segment, &tokens));
+  for (size_t s = 0; s < trip.plan.segments.size(); ++s) {
+    RETURN_IF_ERROR(ReadBack(stage, trip, s));
     if (stage_index + 1 < stages_.size()) continue;
-    if (auto result = Sample(segment, tokens))
-      trips_.at(plan.id.value()).results.push_back(*std::move(result));
+    std::vector<TokenId> tokens = trip.known[s].tokens;
+    tokens.resize(End(trip.plan.segments[s]));
+    if (auto result = Sample(trip.plan.segments[s], tokens)) trip.results.push_back(*std::move(result));
   }
   return absl::OkStatus();
 }
 
-absl::Status SimulatedRing::ReadBack(const Stage& stage, const PlanSegment& segment,
-                                     std::vector<TokenId>* tokens) const {
+// Each slot holds the token that stands there in this sequence, computed after the same tokens, by an earlier
+// microbatch or by this segment.
+absl::Status SimulatedRing::ReadBack(Stage& stage, const Trip& trip, size_t index) const {
+  const PlanSegment& segment = trip.plan.segments[index];
+  const std::vector<uint64_t> hashes = PrefixHashes(trip.known[index], End(segment));
   for (uint32_t position = 0; position < End(segment); ++position) {
-    const Slot& slot = SlotAt(const_cast<Stage&>(stage), segment, position);
-    if (slot.sequence != segment.sequence || slot.position != position) {
-      return absl::InternalError(absl::StrCat("sequence ", segment.sequence.value(), " reads position ",
-                                              position, " and finds position ", slot.position,
-                                              " of sequence ", slot.sequence.value()));
+    const Slot& slot = SlotAt(stage, segment, position);
+    const bool in_time = slot.microbatch < trip.plan.id.value() || slot.writer == segment.sequence;
+    if (slot.token != trip.known[index].tokens.at(position) || slot.prefix != hashes[position] || !in_time) {
+      return absl::InternalError(absl::StrCat("microbatch ", trip.plan.id.value(), ", sequence ",
+                                              segment.sequence.value(), " reads position ", position,
+                                              " and finds what microbatch ", slot.microbatch,
+                                              " wrote for sequence ", slot.writer.value()));
     }
-    tokens->push_back(slot.token);
   }
   return absl::OkStatus();
 }

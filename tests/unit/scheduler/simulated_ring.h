@@ -1,12 +1,13 @@
-// A ring of stages under a virtual clock. Each stage has a KV memory that remembers which (sequence,
-// position, token) every slot holds; every read checks it, so a block that is reused too early, or a chunk
-// that is out of order, shows.
+// A ring of stages under a virtual clock. Each stage has a KV memory that remembers of every slot which token
+// it holds, after which tokens and under which salt; every read checks it, so a block that is reused too
+// early or shared wrongly, or a chunk that is out of order, shows. Whoever wrote it.
 #pragma once
 
 #include <cstdint>
 #include <deque>
 #include <functional>
 #include <map>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -22,9 +23,15 @@ class SimulatedRing {
   // `random(n)` gives a number below n.
   SimulatedRing(const RingShape& shape, std::function<uint64_t(uint64_t)> random);
 
+  // What a sequence is known to hold.
+  struct Known {
+    std::vector<TokenId> tokens;
+    std::string salt;
+  };
+
   // Stages take microbatches in the order they are sent. How long each takes goes with what is in it, and
-  // with chance; stages differ, and some rings have slow stages or long hops.
-  void Send(MicrobatchPlan plan, absl::Time now);
+  // with chance; stages differ, and some rings have slow stages or long hops. `known`: by segment.
+  void Send(MicrobatchPlan plan, std::vector<Known> known, absl::Time now);
 
   absl::Time NextEventTime() const;  // InfiniteFuture if none
   // Runs one step of one stage, or brings a result back, at NextEventTime. An error names what a stage found
@@ -41,9 +48,10 @@ class SimulatedRing {
 
  private:
   struct Slot {
-    SequenceId sequence;
-    uint32_t position = 0;
+    uint64_t microbatch = 0;  // that wrote it
+    SequenceId writer;
     TokenId token = 0;
+    uint64_t prefix = 0;  // hash of the salt and of all tokens up to it
   };
   struct Stage {
     std::vector<Slot> memory;
@@ -55,6 +63,7 @@ class SimulatedRing {
   };
   struct Trip {
     MicrobatchPlan plan;
+    std::vector<Known> known;
     std::vector<SequenceResult> results;
     std::vector<StageTimes> stages;
   };
@@ -63,8 +72,8 @@ class SimulatedRing {
     uint64_t microbatch;
   };
 
-  absl::Status Run(size_t stage, const MicrobatchPlan& plan);
-  absl::Status ReadBack(const Stage& stage, const PlanSegment& segment, std::vector<TokenId>* tokens) const;
+  absl::Status Run(size_t stage, Trip& trip);
+  absl::Status ReadBack(Stage& stage, const Trip& trip, size_t index) const;
   Slot& SlotAt(Stage& stage, const PlanSegment& segment, uint32_t position) const;
 
   const RingShape shape_;
