@@ -83,6 +83,7 @@ def measure_all(options, settings):
     rows += attempt(ids & {"P7"}, lambda _: load_rows.one_shot_rows(model, settings))
     rows += attempt(ids & {"P9"}, lambda _: timed_rows.rows(model, settings))
     rows += attempt(ids & {"C1", "C3"}, lambda wanted: [row for row in program_rows.transport_rows(settings) if row.id in wanted])
+    rows += attempt(ids & {"S1"}, lambda _: program_rows.scheduler_rows())
     if options.large:
         rows += attempt(ids & {"P1", "P3", "P4", "P6", "C5"},
                         lambda wanted: decode_rows.rows(options.large, LARGE, settings, wanted))

@@ -46,3 +46,16 @@ def transport_rows(settings):
         found.append(Row(name, what, target, limit, at_most=at_most, measured=spread["median"], unit="", spread=spread, noise=seen,
                          reference=f"{row['hop']:.2f} / {row['plain']:.2f} {row['unit']}", details=row))
     return found
+
+
+def scheduler_rows():
+    """S1: what a step of the scheduler costs, and that it grows no faster than the sequences that run."""
+    watch = noise.Noise([])
+    report = run_to_file("scheduler_bench")["rows"]
+    seen = noise.summary([watch.read()])
+    steps = {(row["running"], row["queued"]): row["median_us"] / 1000 for row in report}
+    growth = steps[256, 2000] / steps[128, 2000]
+    waiting = steps[256, 2000] / steps[256, 500]
+    reference = f"{growth:.1f} x that of 128 running, {waiting:.1f} x that of 500 queued"
+    return [Row("S1", "a step of the scheduler with 256 sequences running and 2,000 queued", "<= 0.2 ms", 0.2,
+                measured=steps[256, 2000], unit="ms", noise=seen, reference=reference, details={"rows": report})]
