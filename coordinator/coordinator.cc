@@ -17,6 +17,7 @@
 #include "common/status_macros.h"
 #include "common/transport/channels.h"
 #include "common/transport/hop_listener.h"
+#include "common/transport/local_socket.h"
 #include "common/transport/secret.h"
 #include "coordinator/cluster/cluster_controller.h"
 #include "coordinator/frontend/frontend.h"
@@ -97,6 +98,7 @@ class Coordinator {
   void MakeEngine();
   void MakeCluster();
   absl::StatusOr<CoordinatorAddresses> Listen();
+  void AddClusterServices(grpc::ServerBuilder& builder);
   absl::Status BuildClusterServer(CoordinatorAddresses& addresses);
   absl::Status WriteStatusFile(const CoordinatorAddresses& addresses) const;
   void SetServing(bool serving);
@@ -104,6 +106,7 @@ class Coordinator {
 
   CoordinatorOptions options_;
   std::string secret_;
+  std::string unix_address_;
   LoadedModel model_;
   std::vector<LayerRange> placement_;
   BoundedQueue<int> signals_;
@@ -197,6 +200,8 @@ void Coordinator::MakeCluster() {
   cluster.cluster.max_rows = options_.max_rows;
   cluster.cluster.context_tokens = options_.context_tokens;
   cluster.cluster.worker_timeout = options_.worker_timeout;
+  cluster.cluster.unix_address = unix_address_ = MakeUnixAddress();
+  cluster.cluster.host_identity = HostIdentity();
   char* absolute = realpath(options_.model.c_str(), nullptr);
   cluster.model_path = absolute == nullptr ? options_.model : absolute;
   free(absolute);
@@ -208,13 +213,19 @@ void Coordinator::MakeCluster() {
   cluster_ = std::make_unique<ClusterController>(std::move(cluster), engine_.get(), listener_.get());
 }
 
+// A last stage on this host hands its results over by the Unix socket.
+void Coordinator::AddClusterServices(grpc::ServerBuilder& builder) {
+  builder.RegisterService(cluster_->service());
+  builder.RegisterService(listener_->service());
+  if (!unix_address_.empty()) builder.AddListeningPort(unix_address_, grpc::InsecureServerCredentials());
+}
+
 absl::Status Coordinator::BuildClusterServer(CoordinatorAddresses& addresses) {
   grpc::ServerBuilder builder;
   ConfigureServer(builder, size_t{1} << 30);
   int port = 0;
   ASSIGN_OR_RETURN(HostPort address, AddPort(builder, options_.cluster_listen, &port));
-  builder.RegisterService(cluster_->service());
-  builder.RegisterService(listener_->service());
+  AddClusterServices(builder);
   cluster_server_ = builder.BuildAndStart();
   if (cluster_server_ == nullptr || port == 0) {
     return absl::UnavailableError(absl::StrCat("cannot listen on --cluster-listen ", options_.cluster_listen,
@@ -238,10 +249,7 @@ absl::StatusOr<CoordinatorAddresses> Coordinator::Listen() {
   int port = 0;
   ASSIGN_OR_RETURN(HostPort address, AddPort(builder, options_.listen, &port));
   frontend_->AddTo(&builder);
-  if (one_server) {
-    builder.RegisterService(cluster_->service());
-    builder.RegisterService(listener_->service());
-  }
+  if (one_server) AddClusterServices(builder);
   server_ = builder.BuildAndStart();
   if (server_ == nullptr || port == 0) {
     return absl::UnavailableError(absl::StrCat("cannot listen on --listen ", options_.listen,

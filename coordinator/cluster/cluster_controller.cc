@@ -11,6 +11,7 @@
 #include "common/clock.h"
 #include "common/log.h"
 #include "common/process.h"
+#include "common/transport/local_socket.h"
 #include "common/transport/profile_messages.h"
 #include "coordinator/pipeline/plan_messages.h"
 #include "coordinator/planner/stage_costs.h"
@@ -33,6 +34,9 @@ WorkerHello ToHello(const v1::Hello& wire) {
   hello.memory_bytes = wire.memory_bytes();
   hello.kv_memory_bytes = wire.kv_memory_bytes();
   hello.threads = wire.threads();
+  // What its neighbour would connect to must be nothing else.
+  if (IsUnixAddress(wire.unix_address())) hello.unix_address = wire.unix_address();
+  hello.host_identity = wire.host_identity();
   return hello;
 }
 
@@ -157,7 +161,8 @@ void ClusterController::HandleMessage(const std::shared_ptr<WorkerSession>& sess
     case v1::WorkerMessage::kLoaded:
       return state_.OnLoaded(worker, ToLoaded(message.loaded()), now);
     case v1::WorkerMessage::kReady:
-      return state_.OnReady(worker, Epoch(message.ready().epoch()));
+      return state_.OnReady(worker, Epoch(message.ready().epoch()),
+                            message.ready().hop() == "unix" ? "unix" : "tcp");
     case v1::WorkerMessage::kLoadProgress:
       return state_.OnProgress(worker, message.load_progress().bytes_done(),
                                message.load_progress().bytes_total());
@@ -257,6 +262,7 @@ void ClusterController::Assign(const AssignStage& action) {
   assign->set_max_rows(options_.max_rows);
   assign->set_max_in_flight(options_.max_in_flight);
   assign->set_next_address(action.next_address);
+  assign->set_next_unix_address(action.next_unix_address);
   assign->set_max_context_tokens(options_.context_tokens);
   Send(action.worker, std::move(message));
 }

@@ -178,8 +178,19 @@ void ClusterState::StartEpoch() {
     worker.bytes_done = worker.bytes_total = 0;
     const bool last = stage + 1 == num_stages();
     actions_.push_back(AssignStage{stages_[stage], epoch, stage, ranges_[stage],
-                                   last ? "" : workers_.at(stages_[stage + 1]).hello.ring_address});
+                                   last ? "" : workers_.at(stages_[stage + 1]).hello.ring_address,
+                                   NextUnixAddress(stage)});
   }
+}
+
+// Of the receiver of the stage's output, if both are on one host.
+std::string ClusterState::NextUnixAddress(uint32_t stage) const {
+  const std::string& from = workers_.at(stages_[stage]).hello.host_identity;
+  const bool last = stage + 1 == num_stages();
+  const WorkerHello* const next = last ? nullptr : &workers_.at(stages_[stage + 1]).hello;
+  const std::string& to = last ? options_.host_identity : next->host_identity;
+  if (from.empty() || from != to) return "";
+  return last ? options_.unix_address : next->unix_address;
 }
 
 bool ClusterState::InEpoch(WorkerId worker, Epoch epoch) const {
@@ -225,9 +236,10 @@ void ClusterState::ActivateIfLoaded() {
   for (const WorkerId id : stages_) actions_.push_back(ActivateStage{id, Epoch(epoch_), kv_blocks_});
 }
 
-void ClusterState::OnReady(WorkerId worker, Epoch epoch) {
+void ClusterState::OnReady(WorkerId worker, Epoch epoch, const std::string& hop) {
   if (!InEpoch(worker, epoch) || phase_ != Phase::kActivating) return;
   workers_.at(worker).ready = true;
+  workers_.at(worker).hop = hop;
   const bool all =
       std::all_of(stages_.begin(), stages_.end(), [&](WorkerId id) { return workers_.at(id).ready; });
   if (!all) return;
@@ -425,6 +437,7 @@ StageSnapshot ClusterState::StageOf(WorkerId id) const {
   snapshot.activation_bytes = worker.loaded->activation_bytes;
   snapshot.numeric_class = worker.hello.numeric_class;
   if (forecast_.has_value()) snapshot.predicted_seconds = forecast_->seconds[*worker.stage];
+  snapshot.hop = worker.hop;
   return snapshot;
 }
 

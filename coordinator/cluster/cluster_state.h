@@ -33,6 +33,9 @@ struct ClusterOptions {
   uint32_t max_rows = 0;            // of a microbatch, and context: for what a stage needs of memory
   uint32_t context_tokens = 0;
   absl::Duration worker_timeout = absl::Seconds(3);  // silence after which a worker counts as lost
+  // The coordinator's own, as in WorkerHello.
+  std::string unix_address;
+  std::string host_identity;
 };
 
 // What a worker said of itself when it joined.
@@ -48,6 +51,8 @@ struct WorkerHello {
   uint64_t memory_bytes = 0;     // for weights, KV cache and activations; 0: not said
   uint64_t kv_memory_bytes = 0;  // of which for KV cache; 0: not said
   uint32_t threads = 1;
+  std::string unix_address = {};   // where processes of the same host reach it, too; empty: nowhere
+  std::string host_identity = {};  // equal: the same host; empty: not known
 };
 
 struct WorkerLoaded {
@@ -78,7 +83,8 @@ struct AssignStage {
   Epoch epoch;
   uint32_t stage = 0;
   LayerRange layers;
-  std::string next_address;  // empty: the coordinator
+  std::string next_address;       // empty: the coordinator
+  std::string next_unix_address;  // empty: not on the same host
 };
 struct ActivateStage {
   WorkerId worker;
@@ -119,7 +125,7 @@ class ClusterState {
   void OnHeard(WorkerId worker, absl::Time now);  // any message: it is alive
   void OnProgress(WorkerId worker, uint64_t done, uint64_t total);
   void OnLoaded(WorkerId worker, const WorkerLoaded& loaded, absl::Time now);
-  void OnReady(WorkerId worker, Epoch epoch);
+  void OnReady(WorkerId worker, Epoch epoch, const std::string& hop);
   void OnAssignFailed(WorkerId worker, Epoch epoch, const std::string& why, absl::Time now);
   void OnStageFailed(WorkerId worker, Epoch epoch, const std::string& why, absl::Time now);
   void OnRingFault(Epoch epoch, const std::string& why, absl::Time now);  // the engine gave the ring up
@@ -145,6 +151,7 @@ class ClusterState {
     std::optional<WorkerProfile> profile;  // checked
     std::optional<WorkerLoaded> loaded;    // in the current epoch
     bool ready = false;                    // in the current epoch
+    std::string hop;                       // by what its output travels
     uint64_t bytes_done = 0;
     uint64_t bytes_total = 0;
   };
@@ -164,6 +171,7 @@ class ClusterState {
   bool InEpoch(WorkerId worker, Epoch epoch) const;
   std::string Describe(WorkerId id) const;
   StageSnapshot StageOf(WorkerId id) const;
+  std::string NextUnixAddress(uint32_t stage) const;
   uint32_t num_stages() const { return static_cast<uint32_t>(options_.placement.size()); }
 
   const ClusterOptions options_;

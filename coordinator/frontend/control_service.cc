@@ -64,6 +64,7 @@ void FillStage(const StageSnapshot& stage, absl::Duration active, v1::StageLoad*
   load->set_activation_bytes(stage.activation_bytes);
   load->set_numeric_class(stage.numeric_class);
   load->set_predicted_seconds(stage.predicted_seconds);
+  load->set_hop(stage.hop);
   SetDuration(stage.total.busy, load->mutable_busy());
   load->set_microbatches(stage.total.microbatches);
   load->set_rows(stage.total.rows);

@@ -37,6 +37,7 @@ struct StageSnapshot {
   uint64_t kv_bytes = 0;
   uint64_t activation_bytes = 0;
   std::string numeric_class;
+  std::string hop;                     // by what its output travels: "tcp" or "unix"
   absl::Duration clock_offset;         // the worker's clock minus the coordinator's; 0 until it is known
   StageUse total;                      // since the epoch began
   StageUse window;                     // of the last seconds, BubbleMeter::kWindow

@@ -7,15 +7,20 @@
 #include "common/check.h"
 #include "common/clock.h"
 #include "common/transport/channels.h"
+#include "common/transport/local_socket.h"
 
 namespace millrace::testing {
 namespace {
 
-std::unique_ptr<grpc::Server> Serve(const std::vector<grpc::Service*>& services, std::string* address) {
+std::unique_ptr<grpc::Server> Serve(const std::vector<grpc::Service*>& services, std::string* address,
+                                    const std::string& unix_address) {
   grpc::ServerBuilder builder;
   ConfigureServer(builder, size_t{1} << 28);
   int port = 0;
   builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
+  if (!unix_address.empty()) {
+    builder.AddListeningPort(unix_address, grpc::InsecureServerCredentials());
+  }
   for (grpc::Service* service : services) builder.RegisterService(service);
   std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
   MILLRACE_CHECK(server != nullptr && port != 0);
@@ -87,6 +92,9 @@ TestCoordinator::TestCoordinator(const Options& options) {
     cluster.cluster.placement.push_back({first, count});
     first += count;
   }
+  const std::string unix_address = MakeUnixAddress();
+  cluster.cluster.unix_address = unix_address;
+  cluster.cluster.host_identity = HostIdentity();
   cluster.model_path = options.model_path;
   cluster.max_rows = 64;
   cluster.max_in_flight = stages + 1;
@@ -95,7 +103,7 @@ TestCoordinator::TestCoordinator(const Options& options) {
   cluster.on_state = [this](PipelineState state) { states_.Push(state); };
   controller_ = std::make_unique<ClusterController>(std::move(cluster), engine_.get(), &listener_);
   engine_->Start();
-  server_ = Serve({controller_->service(), listener_.service()}, &address_);
+  server_ = Serve({controller_->service(), listener_.service()}, &address_, unix_address);
   controller_->Start();
 }
 
@@ -137,7 +145,9 @@ TestWorker::TestWorker(const Options& options) : options_(options) {
   host_ = std::make_unique<StageHost>(std::move(host));
   const absl::Status opened = host_->OpenModel(options.model_path);
   MILLRACE_CHECK(opened.ok());
-  server_ = Serve({listener_.service()}, &ring_address_);
+  const std::string unix_address = options.local == Options::Local::kNo ? "" : MakeUnixAddress();
+  server_ =
+      Serve({listener_.service()}, &ring_address_, options.local == Options::Local::kYes ? unix_address : "");
   CoordinatorSessionCallbacks callbacks;
   callbacks.on_message = [this](v1::CoordinatorMessage message) { OnMessage(std::move(message)); };
   callbacks.on_closed = [this](absl::Status status) { closed_.Push(std::move(status)); };
@@ -145,6 +155,10 @@ TestWorker::TestWorker(const Options& options) : options_(options) {
   control_ = std::thread([this] { Control(); });
   v1::WorkerMessage hello = MakeHello(host_->fingerprint());
   hello.mutable_hello()->set_ring_address(ring_address_);
+  if (!unix_address.empty()) {
+    hello.mutable_hello()->set_unix_address(unix_address);
+    hello.mutable_hello()->set_host_identity(HostIdentity());
+  }
   if (options.stage.has_value()) hello.mutable_hello()->set_stage(*options.stage);
   session_->Send(std::move(hello));
 }
@@ -217,6 +231,7 @@ void TestWorker::Handle(const v1::CoordinatorMessage& message) {
     const absl::Status status = host_->Activate(message.activate());
     if (!status.ok()) return SendStageFailed(Epoch(message.activate().epoch()), status);
     answer.mutable_ready()->set_epoch(message.activate().epoch());
+    answer.mutable_ready()->set_hop(host_->hop_is_local() ? "unix" : "tcp");
     session_->Send(std::move(answer));
   } else if (message.has_shutdown()) {
     shutdowns_.Push(message.shutdown().reason());

@@ -82,7 +82,9 @@ class TestWorker {
     std::optional<uint32_t> stage;
     uint64_t kv_memory_bytes = uint64_t{1} << 22;
     StageComputeFactory make_stage;  // empty: StageModel::Create
-    absl::Duration clock_ahead;      // of its heartbeats, before the real one
+    // By Unix sockets too; kUnreachable: an address at which nobody listens.
+    enum class Local { kNo, kYes, kUnreachable } local = Local::kNo;
+    absl::Duration clock_ahead;  // of its heartbeats, before the real one
   };
   explicit TestWorker(const Options& options);
   ~TestWorker();

@@ -156,6 +156,41 @@ class ConstantStage final : public StageCompute {
   BufferPool pool_{4};
 };
 
+TEST_F(InProcessClusterTest, HopsGoByUnixSocketsOnOneHost) {
+  using Local = TestWorker::Options::Local;
+  Start({2, 2, 1});
+  const Local local[] = {Local::kYes, Local::kYes, Local::kNo};
+  for (uint32_t stage = 0; stage < 3; ++stage) {
+    TestWorker::Options options = WorkerOptions();
+    options.stage = stage;
+    options.local = local[stage];
+    workers_.push_back(std::make_unique<TestWorker>(options));
+  }
+  ASSERT_TRUE(coordinator_->AwaitState(PipelineState::kServing));
+  ExpectRightAnswers();
+  const std::vector<StageSnapshot> stages = coordinator_->engine().Snapshot().stages;
+  ASSERT_EQ(stages.size(), 3u);
+  EXPECT_EQ(stages[0].hop, "unix");
+  EXPECT_EQ(stages[1].hop, "tcp");
+  EXPECT_EQ(stages[2].hop, "tcp");
+}
+
+TEST_F(InProcessClusterTest, HopsGoByTcpWhereAUnixSocketCannotBeReached) {
+  Start({3, 2});
+  for (uint32_t stage = 0; stage < 2; ++stage) {
+    TestWorker::Options options = WorkerOptions();
+    options.stage = stage;
+    options.local = TestWorker::Options::Local::kUnreachable;
+    workers_.push_back(std::make_unique<TestWorker>(options));
+  }
+  ASSERT_TRUE(coordinator_->AwaitState(PipelineState::kServing));
+  ExpectRightAnswers();
+  const std::vector<StageSnapshot> stages = coordinator_->engine().Snapshot().stages;
+  ASSERT_EQ(stages.size(), 2u);
+  EXPECT_EQ(stages[0].hop, "tcp");
+  EXPECT_EQ(stages[1].hop, "unix") << "the coordinator listens";
+}
+
 TEST_F(InProcessClusterTest, LearnsHowFarTheWorkersClocksAreAhead) {
   Start({3, 2});
   const absl::Duration ahead[] = {absl::Hours(-30), absl::Seconds(5)};

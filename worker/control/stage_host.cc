@@ -1,6 +1,8 @@
 #include "worker/control/stage_host.h"
 
 #include <algorithm>
+#include <atomic>
+#include <memory>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -10,6 +12,7 @@
 #include "common/options.h"
 #include "common/process.h"
 #include "common/status_macros.h"
+#include "common/transport/local_socket.h"
 #include "worker/control/stage_messages.h"
 #include "worker/stage/stage_model.h"
 #include "worker/stage/stage_profiler.h"
@@ -18,6 +21,7 @@ namespace millrace {
 namespace {
 
 constexpr absl::Duration kConnectTimeout = absl::Seconds(10);
+constexpr absl::Duration kLocalConnectTimeout = absl::Seconds(2);
 constexpr uint32_t kMaxInFlightLimit = 4096;
 constexpr uint32_t kMaxRowsLimit = 65536;
 
@@ -129,17 +133,47 @@ absl::StatusOr<v1::Loaded> StageHost::Assign(const v1::Assign& assign) {
   return loaded;
 }
 
-absl::Status StageHost::ConnectNext() {
+HopLinkOptions StageHost::LinkOptions(const std::string& address) const {
   HopLinkOptions link;
-  link.address = assign_.next_address().empty() ? options_.coordinator_address : assign_.next_address();
+  link.address = address;
   link.secret = options_.secret;
   link.epoch = Epoch(assign_.epoch());
   link.max_queued = assign_.max_in_flight() + 1;
   link.on_broken = [this, epoch = link.epoch](absl::Status why) {
     options_.on_failed(epoch, std::move(why));
   };
+  return link;
+}
+
+// While this only tries, an end of the stream is no failure of the epoch.
+bool StageHost::ConnectLocally() {
+  if (!IsUnixAddress(assign_.next_unix_address())) return false;
+  HopLinkOptions link = LinkOptions(assign_.next_unix_address());
+  const auto in_use = std::make_shared<std::atomic<bool>>(false);
+  link.on_broken = [in_use, report = std::move(link.on_broken)](absl::Status why) {
+    if (in_use->load()) report(std::move(why));
+  };
   link_ = std::make_unique<HopLink>(std::move(link));
-  return link_->WaitConnected(kConnectTimeout);
+  absl::Status status = link_->WaitConnected(kLocalConnectTimeout);
+  in_use->store(true);
+  // Also if it ended in between, and so was not reported.
+  if (status.ok()) status = link_->WaitConnected(absl::ZeroDuration());
+  if (status.ok()) return true;
+  LogWarning("using TCP, as the Unix socket of the same host cannot be reached: ", status.message());
+  link_.reset();
+  return false;
+}
+
+absl::Status StageHost::ConnectNext() {
+  hop_is_local_ = ConnectLocally();
+  if (!hop_is_local_) {
+    link_ = std::make_unique<HopLink>(
+        LinkOptions(assign_.next_address().empty() ? options_.coordinator_address : assign_.next_address()));
+    RETURN_IF_ERROR(link_->WaitConnected(kConnectTimeout));
+  }
+  LogInfo("hop to ", assign_.next_address().empty() ? "the coordinator" : assign_.next_address(),
+          hop_is_local_ ? " by a Unix socket" : " by TCP");
+  return absl::OkStatus();
 }
 
 void StageHost::StartComputing(uint32_t kv_blocks) {

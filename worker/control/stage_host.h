@@ -63,12 +63,17 @@ class StageHost {
 
   void EndEpoch();
 
+  // Whether the hop that Activate connected goes by a Unix socket.
+  bool hop_is_local() const { return hop_is_local_; }
+
   // Thread: any.
   uint64_t microbatches_done() const;
 
  private:
   absl::Status LoadLayers(const v1::Assign& assign);
   absl::Status ConnectNext();
+  bool ConnectLocally();
+  HopLinkOptions LinkOptions(const std::string& address) const;
   void StartComputing(uint32_t kv_blocks);
   absl::Status Emit(StageOutput output);
 
@@ -89,6 +94,7 @@ class StageHost {
   std::unique_ptr<KvCache> cache_;
   std::shared_ptr<StageInbox> inbox_;
   std::unique_ptr<HopLink> link_;
+  bool hop_is_local_ = false;
   std::unique_ptr<StageRunner> runner_;
   std::thread compute_;
   mutable Mutex done_mutex_;

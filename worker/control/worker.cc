@@ -18,6 +18,7 @@
 #include "common/process.h"
 #include "common/status_macros.h"
 #include "common/transport/channels.h"
+#include "common/transport/local_socket.h"
 #include "common/transport/profile_messages.h"
 #include "common/transport/secret.h"
 #include "grpcpp/grpcpp.h"
@@ -68,6 +69,7 @@ class Worker {
   const WorkerOptions options_;
   std::string secret_;
   std::string ring_address_;
+  std::string unix_address_;  // empty: hops by TCP only
   uint64_t epoch_ = 0;
   BoundedQueue<WorkerEvent> events_;
   std::unique_ptr<kernels::Backend> backend_;
@@ -143,6 +145,8 @@ absl::Status Worker::Listen() {
   ConfigureServer(builder, size_t{1} << 30);
   int port = 0;
   builder.AddListeningPort(address.ToString(), grpc::InsecureServerCredentials(), &port);
+  if (options_.unix_sockets == "auto") unix_address_ = MakeUnixAddress();
+  if (!unix_address_.empty()) builder.AddListeningPort(unix_address_, grpc::InsecureServerCredentials());
   builder.RegisterService(listener_->service());
   server_ = builder.BuildAndStart();
   if (server_ == nullptr || port == 0) {
@@ -184,6 +188,10 @@ void Worker::SendHello() {
   hello->set_host(HostName());
   // What stands in for the model would not be measured.
   hello->set_measures(options_.profile == "auto" && !options_.make_stage);
+  if (!unix_address_.empty()) {
+    hello->set_unix_address(unix_address_);
+    hello->set_host_identity(HostIdentity());
+  }
   session_->Send(std::move(message));
 }
 
@@ -290,6 +298,7 @@ void Worker::OnActivate(const v1::Activate& activate) {
   if (!status.ok()) return SendStageFailed(Epoch(activate.epoch()), status);
   v1::WorkerMessage answer;
   answer.mutable_ready()->set_epoch(activate.epoch());
+  answer.mutable_ready()->set_hop(host_->hop_is_local() ? "unix" : "tcp");
   session_->Send(std::move(answer));
 }
 
@@ -371,6 +380,8 @@ void WorkerFlags::DeclareLocal(OptionSet& set) {
   set.AddString(
       "profile", &options.profile, "auto|off",
       "auto: measure how fast this worker is, so that layers are placed by time; off: by their size");
+  set.AddString("unix-sockets", &options.unix_sockets, "auto|off",
+                "auto: hops between processes of one host go by Unix sockets; off: all by TCP");
   set.AddDuration("join-timeout", &options.join_timeout,
                   "how long a worker waits for the coordinator to answer");
 }
@@ -394,6 +405,10 @@ absl::Status WorkerFlags::CheckLocal() const {
   if (options.profile != "auto" && options.profile != "off") {
     return absl::InvalidArgumentError(
         absl::StrCat("--profile: '", options.profile, "' is neither auto nor off"));
+  }
+  if (options.unix_sockets != "auto" && options.unix_sockets != "off") {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--unix-sockets: '", options.unix_sockets, "' is not auto or off"));
   }
   const absl::Status isa = kernels::MakeCpuBackend(options.isa).status();
   if (isa.ok()) return absl::OkStatus();

@@ -22,6 +22,7 @@ struct WorkerOptions {
   std::string join_secret_file;
   std::string join_secret;  // used if there is no file
   std::string isa = "auto";
+  std::string unix_sockets = "auto";  // or "off"
   uint64_t kv_memory_bytes = uint64_t{1} << 30;
   absl::Duration join_timeout = absl::Seconds(60);
   std::string profile = "auto";    // measure how fast this worker is; "off": placed as the others are

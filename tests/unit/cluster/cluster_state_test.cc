@@ -42,7 +42,7 @@ class ClusterStateTest : public ::testing::Test {
     state_->OnLoaded(WorkerId(id), {Epoch(epoch), kModel, 1000, 10, blocks, 64}, now_);
   }
 
-  void Ready(uint64_t id, uint64_t epoch) { state_->OnReady(WorkerId(id), Epoch(epoch)); }
+  void Ready(uint64_t id, uint64_t epoch) { state_->OnReady(WorkerId(id), Epoch(epoch), "tcp"); }
 
   // Brings workers 1..stages to serving in epoch 1.
   void Serve(uint32_t stages) {
@@ -88,6 +88,38 @@ TEST_F(ClusterStateTest, AssignsOnceEveryStageHasAWorker) {
   EXPECT_EQ(assigned[1].layers, (LayerRange{4, 4}));
   EXPECT_EQ(assigned[1].next_address, "");
   EXPECT_EQ(state_->state(), PipelineState::kLoading);
+}
+
+TEST_F(ClusterStateTest, GivesUnixAddressesToNeighboursOnOneHost) {
+  ClusterOptions options = Options(4);
+  options.unix_address = "unix-abstract:coordinator";
+  options.host_identity = "a";
+  state_.emplace(options);
+  const char* const hosts[] = {"a", "a", "b", "a"};
+  for (uint64_t id = 1; id <= 4; ++id) {
+    WorkerHello hello = Hello();
+    hello.host_identity = hosts[id - 1];
+    hello.unix_address = "unix-abstract:" + std::to_string(id);
+    state_->OnHello(WorkerId(id), hello, now_);
+  }
+  const auto assigned = Take<AssignStage>();
+  ASSERT_EQ(assigned.size(), 4u);
+  EXPECT_EQ(assigned[0].next_unix_address, "unix-abstract:2");
+  EXPECT_EQ(assigned[1].next_unix_address, "");
+  EXPECT_EQ(assigned[2].next_unix_address, "");
+  EXPECT_EQ(assigned[3].next_unix_address, "unix-abstract:coordinator");
+}
+
+TEST_F(ClusterStateTest, WorkersThatDoNotKnowTheirHostAreOnNone) {
+  ClusterOptions options = Options(2);
+  options.unix_address = "unix-abstract:coordinator";
+  state_.emplace(options);
+  for (uint64_t id = 1; id <= 2; ++id) {
+    WorkerHello hello = Hello();
+    hello.unix_address = "unix-abstract:" + std::to_string(id);
+    state_->OnHello(WorkerId(id), hello, now_);
+  }
+  for (const AssignStage& assign : Take<AssignStage>()) EXPECT_EQ(assign.next_unix_address, "");
 }
 
 TEST_F(ClusterStateTest, KvRoomIsTheMinimumOverStages) {
@@ -286,7 +318,7 @@ TEST_F(ClusterStateTest, StaleAndUnknownVoicesChangeNothing) {
   Serve(1);
   state_->OnStageFailed(WorkerId(1), Epoch(9), "other epoch", now_);
   state_->OnStageFailed(WorkerId(5), Epoch(1), "unknown worker", now_);
-  state_->OnReady(WorkerId(5), Epoch(1));
+  state_->OnReady(WorkerId(5), Epoch(1), "tcp");
   state_->OnGone(WorkerId(5), "unknown", now_);
   Load(1, 1);
   Advance(absl::Seconds(1), {1});

@@ -139,9 +139,11 @@ TEST(CoordinatorFlagsTest, HasNoSecretFileUnderMpi) {
 }
 
 TEST(WorkerFlagsTest, TakesEveryFlag) {
-  const auto options = ParseWorker({"--coordinator", "c:1", "--listen", "0.0.0.0:0", "--advertise", "me",
-                                    "--model", "m", "--stage", "2", "--join-secret-file", "s", "--isa",
-                                    "avx2", "--kv-memory", "3GiB", "--join-timeout", "5"});
+  const auto options =
+      ParseWorker({"--coordinator",  "c:1",  "--listen",    "0.0.0.0:0", "--advertise",        "me",
+                   "--model",        "m",    "--stage",     "2",         "--join-secret-file", "s",
+                   "--isa",          "avx2", "--kv-memory", "3GiB",      "--join-timeout",     "5",
+                   "--unix-sockets", "off"});
   ASSERT_TRUE(options.ok()) << options.status();
   EXPECT_EQ(options->coordinator, "c:1");
   EXPECT_EQ(options->listen, "0.0.0.0:0");
@@ -152,6 +154,7 @@ TEST(WorkerFlagsTest, TakesEveryFlag) {
   EXPECT_EQ(options->isa, "avx2");
   EXPECT_EQ(options->kv_memory_bytes, uint64_t{3} << 30);
   EXPECT_EQ(options->join_timeout, absl::Seconds(5));
+  EXPECT_EQ(options->unix_sockets, "off");
 }
 
 TEST(WorkerFlagsTest, TakesAnyStageUnlessOneIsNamed) {
@@ -165,6 +168,7 @@ TEST(WorkerFlagsTest, RefusesWrongAddresses) {
       {{"--coordinator", "c"}, "--coordinator: 'c' is not HOST:PORT"},
       {{"--coordinator", "c:1", "--listen", "here"}, "--listen: 'here' is not HOST:PORT"},
       {{"--coordinator", "c:1", "--stage", "-2"}, "--stage: '-2'"},
+      {{"--coordinator", "c:1", "--unix-sockets", "on"}, "--unix-sockets: 'on' is not auto or off"},
   };
   for (const auto& [args, why] : cases) {
     const absl::Status status = ParseWorker(args).status();

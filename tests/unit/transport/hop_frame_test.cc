@@ -30,7 +30,7 @@ class HopFrameTest : public ::testing::Test {
     message.rows = 7;
     for (size_t i = 0; i < stamps; ++i) {
       const int64_t base = static_cast<int64_t>(i) * 10 - 5;
-      message.stamps.push_back({base, base + 1, base + 2, base + 3});
+      message.stamps.push_back({base, base + 1, base + 2, base + 3, base + 4});
     }
     message.payload = pool_.Get(payload_bytes);
     for (size_t i = 0; i < payload_bytes; ++i) message.payload->data[i] = static_cast<uint8_t>(i * 31 + 1);
@@ -85,6 +85,7 @@ class HopFrameTest : public ::testing::Test {
       EXPECT_EQ(a.stamps[i].started_ns, b.stamps[i].started_ns);
       EXPECT_EQ(a.stamps[i].ended_ns, b.stamps[i].ended_ns);
       EXPECT_EQ(a.stamps[i].sent_ns, b.stamps[i].sent_ns);
+      EXPECT_EQ(a.stamps[i].cpu_ns, b.stamps[i].cpu_ns);
     }
     ASSERT_EQ(a.payload->size, b.payload->size);
     EXPECT_EQ(std::memcmp(a.payload->data, b.payload->data, a.payload->size), 0);
@@ -163,8 +164,8 @@ TEST_F(HopFrameTest, RefusesTruncationAtEveryByte) {
     ASSERT_EQ(Decode(bytes.substr(0, size)).status().code(), absl::StatusCode::kInvalidArgument) << size;
   }
   ExpectRefused("", "0 bytes, shorter than a header");
-  ExpectRefused(bytes.substr(0, bytes.size() - 1), "167 bytes where the header announces 168");
-  ExpectRefused(bytes + "x", "169 bytes where the header announces 168");
+  ExpectRefused(bytes.substr(0, bytes.size() - 1), "183 bytes where the header announces 184");
+  ExpectRefused(bytes + "x", "185 bytes where the header announces 184");
 }
 
 TEST_F(HopFrameTest, RefusesABufferWithoutBytes) {
@@ -193,10 +194,10 @@ TEST_F(HopFrameTest, RefusesWhatExceedsALimit) {
 }
 
 TEST_F(HopFrameTest, RefusesAnnouncementsThatDoNotFitTheBytes) {
-  ExpectRefused(With<uint32_t>(28, 0), "112 bytes where the header announces 80");
-  ExpectRefused(With<uint32_t>(28, 2), "112 bytes where the header announces 144");
-  ExpectRefused(With<uint64_t>(32, 15), "112 bytes where the header announces 111");
-  ExpectRefused(With<uint64_t>(32, 0), "112 bytes where the header announces 96");
+  ExpectRefused(With<uint32_t>(28, 0), "120 bytes where the header announces 80");
+  ExpectRefused(With<uint32_t>(28, 2), "120 bytes where the header announces 160");
+  ExpectRefused(With<uint64_t>(32, 15), "120 bytes where the header announces 119");
+  ExpectRefused(With<uint64_t>(32, 0), "120 bytes where the header announces 104");
 }
 
 TEST_F(HopFrameTest, AnswersAnyBytesWithAStatus) {
