@@ -1,4 +1,4 @@
-"""P1, P3, P4, P6 and C5: steady decoding with two stages beside clusters of one stage, measured in turn."""
+"""P1, P3, P4, P6, P8 and C5: steady decoding with two stages beside clusters of one stage, measured in turn."""
 import statistics
 import threading
 
@@ -84,12 +84,12 @@ class DecodeBench:
 
     def measure(self, ids):
         """{name: Measurement} of what the rows in `ids` need."""
-        two8 = self.sequences_for(self.two, 8) if "P1" in ids else 0
+        two8 = self.sequences_for(self.two, 8) if ids & {"P1", "P8"} else 0
         two16 = one16 = 0
         if ids & {"P3", "P4", "C5"}:
             two16, one16 = self.sequences_for(self.two, 16), self.sequences_for(self.one, 16)
         wanted = {}
-        if "P1" in ids:
+        if ids & {"P1", "P8"}:
             wanted["two stages, 8 rows"] = lambda: self.window(self.two, two8)
         if ids & {"P3", "P4", "C5"}:
             wanted["two stages, 16 rows"] = lambda: _cpu_of_hops(self.two, lambda: self.window(self.two, two16))
@@ -122,7 +122,21 @@ def _steady_rows(results):
                         details={"causes": measure.causes(bubbles[-1]), "preempted": measure.preempted(bubbles[-1])}))
         rows.append(Row("P1", "the same: mean idle of the stages", "<= 4 %", 0.04, measured=mean["median"], spread=mean,
                         noise=result.noise(), reference=shape))
+        rows.append(_balance_row(result, bubbles))
     return rows
+
+
+def _balance_row(result, stages_by_round):
+    """P8: how equal the placement made the stages, by their CPU time, which other programs do not lengthen."""
+    def imbalance(stages):
+        seconds = [stage.busy - (stage.preempted or 0.0) for stage in stages]
+        return max(seconds) / statistics.mean(seconds)
+    spread = measure.spread([imbalance(stages) for stages in stages_by_round])
+    load = result.values[-1]["load_end"]
+    predicted, bound = load.get("predicted_imbalance"), load.get("imbalance_bound")
+    return Row("P8", "time of the slowest stage / mean, 8 sequences a slot", "<= 1.04", 1.04, measured=spread["median"], unit="",
+               spread=spread, noise=result.noise(),
+               reference=f"predicted {predicted:.3f}, whole layers allow {bound:.3f}" if predicted and bound else "")
 
 
 def _cpu_row(results, model_name):

@@ -19,7 +19,9 @@ from benchlib.table import Row, print_table, write_json
 
 SMALL = "SmolLM2-135M"
 LARGE = "random 1.1 B"
-ORDER = ["P1", "P2", "P3", "P4", "P6", "P7", "P9", "C1", "C3", "C5", "S1", "timeline"]
+ORDER = ["P1", "P2", "P3", "P4", "P6", "P7", "P8", "P9", "C1", "C3", "C5", "S1", "timeline"]
+
+STEADY = {"P1", "P3", "P4", "P6", "P8", "C5"}  # measured in turn on the same clusters
 
 
 @dataclasses.dataclass
@@ -35,7 +37,6 @@ class Settings:
     timed_warmup: str
     timed_window: str
     transport_flags: tuple
-    timed_worker_flags: tuple = ()
 
 
 FULL = Settings(rounds=5, warmup="1s", window="4s", capacity_window="10s", poisson_requests=100, poisson_windows=5,
@@ -78,14 +79,14 @@ def draw_timeline(model, path):
 def measure_all(options, settings):
     ids = set(options.only)
     model = options.model or real_model()
-    rows = attempt(ids & {"P1", "P3", "P4", "P6", "C5"}, lambda wanted: decode_rows.rows(model, SMALL, settings, wanted))
+    rows = attempt(ids & STEADY, lambda wanted: decode_rows.rows(model, SMALL, settings, wanted))
     rows += attempt(ids & {"P2"}, lambda _: load_rows.poisson_rows(model, settings))
     rows += attempt(ids & {"P7"}, lambda _: load_rows.one_shot_rows(model, settings))
     rows += attempt(ids & {"P9"}, lambda _: timed_rows.rows(model, settings))
     rows += attempt(ids & {"C1", "C3"}, lambda wanted: [row for row in program_rows.transport_rows(settings) if row.id in wanted])
     rows += attempt(ids & {"S1"}, lambda _: program_rows.scheduler_rows())
     if options.large:
-        rows += attempt(ids & {"P1", "P3", "P4", "P6", "C5"},
+        rows += attempt(ids & STEADY,
                         lambda wanted: decode_rows.rows(options.large, LARGE, settings, wanted))
     return rows
 
