@@ -1,12 +1,16 @@
 #include "common/transport/channels.h"
 
+#include <memory>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "common/bounded_queue.h"
 #include "gmock/gmock.h"
 #include "grpcpp/generic/async_generic_service.h"
+#include "grpcpp/generic/generic_stub.h"
 #include "grpcpp/grpcpp.h"
 #include "gtest/gtest.h"
 
@@ -82,6 +86,50 @@ TEST(ConfigureServerTest, RefusesAPortInUse) {
   ASSERT_GT(first.bound, 0);
   const TestServer second(first.bound);
   EXPECT_TRUE(second.server == nullptr || second.bound == 0);
+}
+
+// Notes from which connection each call came, and refuses it.
+class PeerNoter final : public grpc::CallbackGenericService {
+ public:
+  grpc::ServerGenericBidiReactor* CreateReactor(grpc::GenericCallbackServerContext* context) override {
+    peers.Push(context->peer());
+    return grpc::CallbackGenericService::CreateReactor(context);
+  }
+  BoundedQueue<std::string> peers{100};
+};
+
+std::string PeerOfACall(const std::shared_ptr<grpc::Channel>& channel, PeerNoter& noter) {
+  grpc::GenericStub stub(channel);
+  grpc::ClientContext context;
+  context.set_wait_for_ready(true);
+  grpc::Slice nothing;
+  grpc::ByteBuffer request(&nothing, 1);
+  grpc::ByteBuffer response;
+  BoundedQueue<grpc::StatusCode> ended(1);
+  stub.UnaryCall(&context, "/any/Method", grpc::StubOptions(), &request, &response,
+                 [&](grpc::Status status) { ended.Push(status.error_code()); });
+  EXPECT_EQ(ended.Pop(absl::Seconds(60)), grpc::StatusCode::UNIMPLEMENTED);
+  return noter.peers.Pop(absl::Seconds(60)).value_or("");
+}
+
+// A plan never stands behind activations in one connection, nor one link's behind another's.
+TEST(ChannelTest, HopsHaveConnectionsOfTheirOwn) {
+  PeerNoter noter;
+  grpc::ServerBuilder builder;
+  ConfigureServer(builder, 1024);
+  int port = 0;
+  builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
+  builder.RegisterCallbackGenericService(&noter);
+  const std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
+  const std::string address = absl::StrCat("127.0.0.1:", port);
+  std::vector<std::shared_ptr<grpc::Channel>> channels = {MakeControlChannel(address),
+                                                          MakeBulkChannel(address), MakeBulkChannel(address)};
+  std::set<std::string> peers;
+  for (const std::shared_ptr<grpc::Channel>& channel : channels) peers.insert(PeerOfACall(channel, noter));
+  EXPECT_EQ(peers.size(), 3u);
+  EXPECT_EQ(peers.count(""), 0u);
+  channels.clear();
+  server->Shutdown();
 }
 
 TEST(PeerStatusTest, KeepsCodeAndMessageBothWays) {

@@ -20,6 +20,7 @@
 #include "gmock/gmock.h"
 #include "grpcpp/grpcpp.h"
 #include "gtest/gtest.h"
+#include "millrace/v1/cluster.grpc.pb.h"
 
 namespace millrace {
 namespace {
@@ -53,7 +54,7 @@ class HopLinkTest : public ::testing::Test {
  protected:
   HopLinkTest() : listener_(kSecret) {
     grpc::ServerBuilder builder;
-    ConfigureServer(builder, 1 << 20);
+    ConfigureServer(builder, 16 << 20);
     int port = 0;
     builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
     builder.RegisterService(listener_.service());
@@ -143,6 +144,34 @@ TEST_F(HopLinkTest, DeliversInTheOrderOfSending) {
     }
   }
   EXPECT_EQ(broken_.size(), 0u);
+}
+
+// The receiver is stuck with a message, more are queued than any buffer on the way holds, and yet what goes
+// by the control channel arrives.
+TEST_F(HopLinkTest, DoesNotHoldUpControlMessagesWhenItIsHeldUp) {
+  constexpr size_t kLarge = size_t{4} << 20;
+  BoundedQueue<int> let_go(1);
+  BoundedQueue<int> stuck(100);
+  HopSession session = Session(1);
+  session.limits.max_payload_bytes = kLarge;
+  session.deliver = [&](HopMessage message) {
+    stuck.Push(1);
+    let_go.Pop(kPatience);
+    return received_.TryPush(std::move(message));
+  };
+  listener_.SetSession(std::move(session));
+  Connect();
+  const HopMessage large = Message(1, 1, kLarge);
+  for (int i = 0; i < 16; ++i) ASSERT_TRUE(link_->Send(large));
+  ASSERT_TRUE(stuck.Pop(kPatience).has_value());
+  ASSERT_EQ(received_.size(), 0u);
+  const auto control = v1::Ring::NewStub(MakeControlChannel(address_));
+  grpc::ClientContext context;
+  context.AddMetadata(kSecretMetadata, "wrong");
+  EXPECT_EQ(control->Hop(&context)->Finish().error_code(), grpc::StatusCode::PERMISSION_DENIED);
+  EXPECT_EQ(received_.size(), 0u);
+  let_go.Close();
+  for (int i = 0; i < 16; ++i) ASSERT_TRUE(received_.Pop(kPatience).has_value());
 }
 
 TEST_F(HopLinkTest, SendsWhatWasQueuedBeforeTheConnectionStood) {
