@@ -10,6 +10,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 import decode_rows
 import load_rows
+import plan_rows
 import program_rows
 import timed_rows
 import timeline
@@ -19,7 +20,7 @@ from benchlib.table import Row, print_table, write_json
 
 SMALL = "SmolLM2-135M"
 LARGE = "random 1.1 B"
-ORDER = ["P1", "P2", "P3", "P4", "P6", "P7", "P8", "P9", "C1", "C3", "C5", "S1", "timeline"]
+ORDER = ["P1", "P2", "P3", "P4", "P6", "P7", "P8", "P9", "C1", "C3", "C5", "S1", "plan", "timeline"]
 
 STEADY = {"P1", "P3", "P4", "P6", "P8", "C5"}  # measured in turn on the same clusters
 
@@ -59,7 +60,7 @@ def attempt(ids, function):
     began = time.monotonic()
     try:
         rows = function(ids)
-    except BenchError as error:
+    except (BenchError, KeyError) as error:
         print(f"  failed: {error}", file=sys.stderr, flush=True)
         rows = not_available(ids, str(error).split("\n", 1)[0][:160])
     print(f"  {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
@@ -85,6 +86,7 @@ def measure_all(options, settings):
     rows += attempt(ids & {"P9"}, lambda _: timed_rows.rows(model, settings))
     rows += attempt(ids & {"C1", "C3"}, lambda wanted: [row for row in program_rows.transport_rows(settings) if row.id in wanted])
     rows += attempt(ids & {"S1"}, lambda _: program_rows.scheduler_rows())
+    rows += attempt(ids & {"plan"}, lambda _: plan_rows.rows(model, settings))
     if options.large:
         rows += attempt(ids & STEADY,
                         lambda wanted: decode_rows.rows(options.large, LARGE, settings, wanted))

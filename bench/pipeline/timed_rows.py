@@ -13,7 +13,7 @@ def _measure(model, stages, delay_ms, settings):
     """(bubble ratios of the ring by window, slots, noise)."""
     fixed = STAGE_MS[stages]
     coordinator = ["--max-running", 512, "--max-in-flight", 8 * stages]
-    worker = ["--fixed", f"{fixed}ms", "--per-row", "0", "--kv-memory", "32MiB"]
+    worker = ["--fixed", f"{fixed}ms", "--per-row", "0", "--kv-memory", "32MiB", "--unix-sockets", "off"]
     with Cluster(model, stages, coordinator, worker, "timed_worker", delay_ms) as cluster:
         slots = -(-stages * (fixed + delay_ms + 1) // fixed)
         sequences = ROWS * (slots + 1)
