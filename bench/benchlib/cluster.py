@@ -26,7 +26,8 @@ def run_json(command, seconds=600):
     except subprocess.TimeoutExpired as error:
         raise BenchError(f"{command[0]} did not end within {seconds} s") from error
     if done.returncode != 0:
-        raise BenchError(f"{' '.join(command)}: exit code {done.returncode}: {done.stderr.decode(errors='replace').strip()[-600:]}")
+        said = done.stderr.decode(errors="replace").strip()[-600:]
+        raise BenchError(f"{pathlib.Path(command[0]).name}: exit code {done.returncode}: {said}\n{' '.join(command)}")
     try:
         return json.loads(done.stdout)
     except ValueError as error:
@@ -82,7 +83,7 @@ class Cluster:
         try:
             self.coordinator = self._start("coordinator", [
                 BIN / "millrace-coordinator", "--model", model, "--stages", stages, "--listen", "127.0.0.1:0",
-                "--status-file", self.folder / "status.json", *coordinator])
+                "--status-file", self.folder / "status.json", "--worker-timeout", "30s", *coordinator])
             self.address = self.coordinator.wait_for(r"^listening on (\S+:\d+)$")
             joins_at = self._relay("coordinator", "127.0.0.1:0", self.address, hop_delay_ms) if hop_delay_ms else self.address
             for stage in range(stages):
