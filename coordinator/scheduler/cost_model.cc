@@ -26,8 +26,8 @@ constexpr double kUsualContext = 512;
 constexpr double kErrorSmoothing = 0.02;
 constexpr double kLargestError = 10;
 constexpr double kUsualErrorSmoothing = 0.05;
-// Innovations beyond so many times the usual are cut.
-constexpr double kOutlier = 4.0;
+// Innovations beyond so many times the usual and what the fit is unsure of are cut.
+constexpr double kOutlier = 3.0;
 constexpr double kLeastOutlier = 0.1;
 constexpr uint32_t kOutliersBelieved = 3;
 
@@ -103,11 +103,11 @@ void StageCostModel::Observe(const BatchFeatures& features, double seconds) {
   const Vector terms = Terms(features);
   const double prediction = Unbounded(features, terms);
   const double whole = std::max(prediction, seconds);
-  Update(terms, 1 / whole, Bounded((seconds - prediction) / whole));
+  Update(terms, 1 / whole, (seconds - prediction) / whole);
 }
 
-double StageCostModel::Bounded(double innovation) {
-  const double limit = std::max(kLeastOutlier, kOutlier * usual_error_);
+double StageCostModel::Bounded(double innovation, double uncertainty) {
+  const double limit = std::max(kLeastOutlier, kOutlier * (usual_error_ + uncertainty));
   const bool outlier = std::abs(innovation) > limit;
   outliers_ = outlier ? outliers_ + 1 : 0;
   if (outlier && outliers_ < kOutliersBelieved) innovation = std::copysign(limit, innovation);
@@ -125,6 +125,7 @@ void StageCostModel::Update(const Vector& terms, double weight, double innovatio
     for (size_t j = 0; j < kTerms; ++j) px[i] += covariance_[i][j] * x[j];
     variance += px[i] * x[i];
   }
+  innovation = Bounded(innovation, std::sqrt(std::max(0.0, variance - kNoise)));
   const double drift = outliers_ >= kOutliersBelieved ? kDriftAfterChange : kDrift;
   for (size_t i = 0; i < kTerms; ++i) {
     learnt_[i] += px[i] / variance * innovation;

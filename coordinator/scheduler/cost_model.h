@@ -47,7 +47,8 @@ class StageCostModel {
   double Unbounded(const BatchFeatures& features, const Vector& terms) const;
   void Start(const BatchFeatures& features, double seconds);
   void Update(const Vector& terms, double weight, double innovation);
-  double Bounded(double innovation);
+  // `uncertainty`: how far the fit itself may be off, for what was hardly seen before.
+  double Bounded(double innovation, double uncertainty);
 
   StageCost prior_;
   bool known_ = false;
