@@ -1,4 +1,5 @@
 """Clusters of real processes on free ports, and load on them."""
+import contextlib
 import json
 import os
 import pathlib
@@ -124,21 +125,30 @@ class Cluster:
     def status(self, *args):
         return run_json([BIN / "millrace", "status", "--server", self.address, "--json", *args], START_SECONDS + 10)
 
-    def wait_busy(self):
-        """Until tokens are being generated."""
-        before = int(self.status()["load"]["generated_tokens_total"])
-        deadline = time.monotonic() + START_SECONDS
-        while int(self.status()["load"]["generated_tokens_total"]) == before:
-            if time.monotonic() > deadline:
-                raise BenchError(f"no token within {START_SECONDS} s")
-            time.sleep(0.1)
-
-    def load(self, **options):
-        """Runs the load generator to its end; options are its flags, with underscores."""
+    def _load_command(self, options):
         flags = []
         for name, value in options.items():
             flags += [f"--{name.replace('_', '-')}", value]
-        return run_json([BIN / "load_generator", "--server", self.address, *flags])
+        return [BIN / "load_generator", "--server", self.address, *flags]
+
+    def load(self, **options):
+        """Runs the load generator to its end; options are its flags, with underscores."""
+        return run_json(self._load_command(options))
+
+    @contextlib.contextmanager
+    def under_load(self, **options):
+        """The block runs while tokens are being generated; the load ends with it. What it measures is lost."""
+        before = int(self.status()["load"]["generated_tokens_total"])
+        generator = Process(self._load_command({**options, "window": "600s"}), self.folder / "load.log")
+        try:
+            deadline = time.monotonic() + START_SECONDS
+            while int(self.status()["load"]["generated_tokens_total"]) == before:
+                if time.monotonic() > deadline or generator.popen.poll() is not None:
+                    raise BenchError(f"no token within {START_SECONDS} s: {generator.log.read_text(errors='replace')[-300:]}")
+                time.sleep(0.1)
+            yield
+        finally:
+            generator.stop()
 
     def stop(self):
         if self.processes:

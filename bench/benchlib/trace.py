@@ -3,11 +3,10 @@ import json
 import pathlib
 import subprocess
 import tempfile
-import threading
 
 from benchlib.cluster import BIN, BenchError
 
-SECONDS = 2  # recorded; the picture shows a part
+SECONDS = 3  # recorded; the picture shows a part
 SHOWN_MICROBATCHES = 9
 
 
@@ -37,26 +36,11 @@ def cut(tracks, shown=SHOWN_MICROBATCHES):
 
 
 def record(cluster, **load):
-    """Traces a cluster under a load of its own (flags of load_generator; its window is set here)."""
-    errors = []
-
-    def run():
-        try:
-            cluster.load(**load, warmup="1s", window=f"{SECONDS + 3}s")
-        except BenchError as error:
-            errors.append(error)
-    thread = threading.Thread(target=run)
-    with tempfile.TemporaryDirectory(prefix="millrace-bench-") as folder:
+    """Traces a cluster under a load of its own (flags of load_generator): as cut."""
+    with tempfile.TemporaryDirectory(prefix="millrace-bench-") as folder, cluster.under_load(**load):
         path = pathlib.Path(folder) / "trace.json"
-        thread.start()
-        try:
-            cluster.wait_busy()
-            done = subprocess.run([BIN / "millrace", "trace", "--server", cluster.address, "--seconds", str(SECONDS), "-o", path],
-                                  stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=SECONDS + 30)
-        finally:
-            thread.join()
-        if errors:
-            raise errors[0]
+        done = subprocess.run([BIN / "millrace", "trace", "--server", cluster.address, "--seconds", str(SECONDS), "-o", path],
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=SECONDS + 30)
         if done.returncode != 0:
             raise BenchError(f"millrace trace: {done.stderr.decode(errors='replace').strip()[:200]}")
         return cut(read(path))
