@@ -87,7 +87,10 @@ int ReportStatus(const grpc::Status& status, const std::string& server) {
   v1::ErrorDetail detail;
   if (details.ParseFromString(status.error_details()) && details.details_size() > 0 &&
       details.details(0).UnpackTo(&detail)) {
-    absl::StrAppend(&line, " [", detail.reason(), detail.retryable() ? "; may be retried]" : "]");
+    absl::StrAppend(&line, " [", detail.reason(), detail.retryable() ? "; may be retried" : "");
+    if (detail.has_retry_after())
+      absl::StrAppendFormat(&line, " after %.1f s", Seconds(detail.retry_after()));
+    absl::StrAppend(&line, "]");
   } else if (status.error_code() == grpc::StatusCode::UNAVAILABLE) {
     absl::StrAppend(&line, "; is a coordinator running at ", server, "? (--server HOST:PORT)");
   }

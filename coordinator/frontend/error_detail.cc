@@ -6,8 +6,10 @@
 #include "absl/status/status.h"
 #include "absl/strings/cord.h"
 #include "absl/strings/escaping.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
+#include "coordinator/frontend/proto_time.h"
 #include "millrace/v1/rpc_status.pb.h"
 #include "model/utf8.h"
 
@@ -60,6 +62,11 @@ v1::ErrorDetail DetailOf(const absl::Status& error) {
   detail.set_reason(reason.has_value() ? std::string(reason->Subcord(0, kMaxReasonBytes))
                                        : ReasonByCode(error.code()));
   const absl::optional<absl::Cord> retryable = error.GetPayload(kRetryablePayload);
+  const absl::optional<absl::Cord> retry_after = error.GetPayload(kRetryAfterPayload);
+  int64_t millis = 0;
+  if (retry_after.has_value() && absl::SimpleAtoi(std::string(*retry_after), &millis)) {
+    SetDuration(absl::Milliseconds(millis), detail.mutable_retry_after());
+  }
   detail.set_retryable(retryable.has_value() ? *retryable == "true" : RetryableByCode(error.code()));
   return detail;
 }
@@ -73,7 +80,14 @@ grpc::Status ToGrpcStatus(const absl::Status& status) {
   v1::RpcStatus details;
   details.set_code(static_cast<int>(code));
   details.set_message(message);
-  details.add_details()->PackFrom(DetailOf(status));
+  const v1::ErrorDetail detail = DetailOf(status);
+  details.add_details()->PackFrom(detail);
+  if (detail.has_retry_after()) {
+    v1::RpcRetryInfo info;
+    *info.mutable_retry_delay() = detail.retry_after();
+    details.add_details()->set_type_url("type.googleapis.com/google.rpc.RetryInfo");
+    details.mutable_details(1)->set_value(info.SerializeAsString());
+  }
   return grpc::Status(static_cast<grpc::StatusCode>(code), message, details.SerializeAsString());
 }
 

@@ -13,8 +13,8 @@
 
 namespace millrace {
 
-// Reason and retryable of an error: the payloads of common/error_reason.h, or what follows from the code.
-// Then UNAVAILABLE, RESOURCE_EXHAUSTED and DEADLINE_EXCEEDED may be retried.
+// Reason, retryable and, if known, retry_after of an error: the payloads of common/error_reason.h, or what
+// follows from the code. Then UNAVAILABLE, RESOURCE_EXHAUSTED and DEADLINE_EXCEEDED may be retried.
 v1::ErrorDetail DetailOf(const absl::Status& error);
 
 // The status as the client gets it. Codes that no RPC documents become INTERNAL. The message is made one line

@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/check.h"
+#include "common/error_reason.h"
 #include "common/log.h"
 #include "common/process.h"
 #include "coordinator/pipeline/plan_messages.h"
@@ -87,7 +88,10 @@ absl::Status Engine::Submit(SequenceRequest request) {
   if (stopping_) return absl::UnavailableError("the server is stopping");
   if (live_.fetch_add(1) >= max_live_) {
     live_.fetch_sub(1);
-    return absl::ResourceExhaustedError(absl::StrCat("the queue is full: ", max_live_, " requests"));
+    MutexLock lock(&snapshot_mutex_);
+    return RetryAfter(RetryLater(absl::StatusCode::kResourceExhausted, "QUEUE_FULL",
+                                 absl::StrCat("the queue is full: ", max_live_, " requests; retry later")),
+                      snapshot_.retry_after);
   }
   if (!inbox_.TryPush(Event(std::move(request)))) {
     live_.fetch_sub(1);
@@ -281,6 +285,7 @@ void Engine::Publish(absl::Time now) {
   MeasureStages(load, now);
   MutexLock lock(&snapshot_mutex_);
   snapshot_.load = load;
+  snapshot_.retry_after = scheduler_.RetryAfter(now);
   snapshot_.mean_hop = meter_.has_value() ? meter_->mean_hop() : absl::ZeroDuration();
   snapshot_.hops = meter_.has_value() ? meter_->hops() : Histogram(kHopBounds);
   snapshot_.epoch = ring_.has_value() ? ring_->epoch.value() : 0;

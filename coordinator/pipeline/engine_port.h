@@ -77,6 +77,7 @@ struct PipelineSnapshot {
   absl::Duration mean_hop;     // of a microbatch, smoothed
   Histogram hops{kHopBounds};  // seconds, one entry a microbatch, since the epoch began
   SchedulerLoad load;
+  absl::Duration retry_after;  // for who finds the queue full
   std::vector<StageSnapshot> stages;
 };
 

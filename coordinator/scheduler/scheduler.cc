@@ -9,8 +9,10 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/strings/str_cat.h"
 #include "common/check.h"
+#include "common/error_reason.h"
 #include "common/status_macros.h"
 #include "coordinator/scheduler/batch_policy.h"
+#include "coordinator/scheduler/queue_drain.h"
 #include "coordinator/scheduler/result_check.h"
 #include "coordinator/scheduler/ring_timing.h"
 #include "coordinator/scheduler/sequence.h"
@@ -53,7 +55,7 @@ struct Scheduler::Impl {
   void CountFreedBlocks(BatchSnapshot* snapshot) const;
   void OpenBatch();
   void PreemptYoungest();
-  Sequence* AdmitOldest();
+  Sequence* AdmitOldest(absl::Time now);
   void CheckOrder() const;
   MicrobatchPlan BuildPlan(const std::vector<BatchPick>& picks, const std::vector<Sequence*>& by_index,
                            absl::Time now);
@@ -66,6 +68,7 @@ struct Scheduler::Impl {
   ByAge running;
   ByAge waiting;
   std::set<std::pair<absl::Time, SequenceId>> deadlines;  // finite ones
+  QueueDrain drain;
   std::deque<InFlight> in_flight;
   std::vector<SchedulerAction> actions;
   uint64_t next_microbatch = 1;
@@ -103,13 +106,19 @@ absl::Status Scheduler::Impl::Refusal(const SequenceRequest& request, absl::Time
   }
   if (!ring) return absl::UnavailableError("no pipeline is running; retry once the server reports SERVING");
   if (prompt >= kv_tokens()) {
-    return absl::ResourceExhaustedError(
+    return millrace::Refusal(
+        absl::StatusCode::kResourceExhausted, "KV_CACHE_TOO_SMALL",
         absl::StrCat("the prompt has ", prompt, " tokens; with one more it must fit the KV cache of ",
                      kv_tokens(), " tokens: shorten it, or give the workers more KV memory"));
   }
   if (waiting.size() >= options.max_waiting_sequences) {
-    return absl::ResourceExhaustedError(absl::StrCat(waiting.size(), " requests are waiting, limit ",
-                                                     options.max_waiting_sequences, "; retry later"));
+    const absl::Duration pause = drain.RetryAfter(static_cast<uint32_t>(waiting.size()), now);
+    return millrace::RetryAfter(
+        RetryLater(absl::StatusCode::kResourceExhausted, "QUEUE_FULL",
+                   absl::StrCat(waiting.size(), " requests are waiting, limit ",
+                                options.max_waiting_sequences, "; retry in about ",
+                                absl::FormatDuration(absl::Ceil(pause, absl::Milliseconds(100))))),
+        pause);
   }
   if (request.deadline <= now)
     return absl::DeadlineExceededError("the deadline had passed when the request arrived");
@@ -220,8 +229,9 @@ void Scheduler::Impl::PreemptYoungest() {
   ++totals.preemptions;
 }
 
-Sequence* Scheduler::Impl::AdmitOldest() {
+Sequence* Scheduler::Impl::AdmitOldest(absl::Time now) {
   Sequence* sequence = waiting.begin()->second;
+  if (!sequence->preempted()) drain.OnAdmitted(now);
   blocks.Start(sequence, next_change++);
   if (options.prefix_cache && !sequence->preempted() && !sequence->wants_prompt_logprobs()) {
     totals.prefix_cache_queries += sequence->tokens();
@@ -320,6 +330,7 @@ void Scheduler::Add(SequenceRequest request, absl::Time now) {
   if (request.deadline != absl::InfiniteFuture()) impl_->deadlines.insert({request.deadline, request.id});
   const SequenceId id = request.id;
   auto sequence = std::make_unique<Sequence>(std::move(request), max_tokens, impl_->next_change++, now);
+  if (impl_->waiting.empty()) impl_->drain.OnFirstQueued(now);
   impl_->waiting.emplace(sequence->order(), sequence.get());
   impl_->live.emplace(id, std::move(sequence));
 }
@@ -387,7 +398,7 @@ std::optional<MicrobatchPlan> Scheduler::PlanNext(absl::Time now) {
   std::vector<Sequence*> by_index;
   by_index.reserve(impl_->running.size() + decision.num_admitted);
   for (const auto& [order, sequence] : impl_->running) by_index.push_back(sequence);
-  for (size_t i = 0; i < decision.num_admitted; ++i) by_index.push_back(impl_->AdmitOldest());
+  for (size_t i = 0; i < decision.num_admitted; ++i) by_index.push_back(impl_->AdmitOldest(now));
   if (decision.picks.empty()) return std::nullopt;
   impl_->prefill_turn = !decision.has_prefill;
   return impl_->BuildPlan(decision.picks, by_index, now);
@@ -414,6 +425,10 @@ SchedulerLoad Scheduler::load() const {
     }
   }
   return load;
+}
+
+absl::Duration Scheduler::RetryAfter(absl::Time now) const {
+  return impl_->drain.RetryAfter(static_cast<uint32_t>(impl_->waiting.size()), now);
 }
 
 bool Scheduler::idle() const {

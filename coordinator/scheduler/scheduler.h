@@ -111,9 +111,10 @@ class Scheduler {
   // must not be passed in any more.
   void OnRingLost(const absl::Status& why, absl::Time now);
 
-  // A request arrives. It may end at once: UNAVAILABLE (no ring), RESOURCE_EXHAUSTED (queue full, or it can
-  // never fit into the KV cache), INVALID_ARGUMENT (prompt empty, or of context_tokens or more),
-  // DEADLINE_EXCEEDED. REQUIRES: the id was never used before.
+  // A request arrives. It may end at once: UNAVAILABLE (no ring), RESOURCE_EXHAUSTED (QUEUE_FULL, to be
+  // retried after the pause that the status names; or KV_CACHE_TOO_SMALL, it can never fit: not to be
+  // retried), INVALID_ARGUMENT (prompt empty, or of context_tokens or more), DEADLINE_EXCEEDED. REQUIRES: the
+  // id was never used before.
   void Add(SequenceRequest request, absl::Time now);
 
   // Ends a live sequence with `why` now; its blocks are free. Unknown ids are ignored. REQUIRES: `why` is not
@@ -147,6 +148,8 @@ class Scheduler {
   std::vector<SchedulerAction> TakeActions();
 
   SchedulerLoad load() const;
+  // How long one who finds the queue full should wait before trying again (queue_drain.h).
+  absl::Duration RetryAfter(absl::Time now) const;
   bool idle() const;  // no live sequence and nothing in flight
 
   // For tests: CHECKs that every block is held by the running sequences that have it in their tables, and

@@ -190,9 +190,10 @@ def error_detail(error):
             status = rpc_status_pb2.RpcStatus.FromString(value)
             assert status.code == error.code().value[0], "the details name another code"
             assert status.message == error.details(), "the details have another message"
-            assert len(status.details) == 1
             detail = inference_pb2.ErrorDetail()
             assert status.details[0].Unpack(detail), status.details[0].type_url
+            others = [other.type_url for other in status.details[1:]]
+            assert others == ["type.googleapis.com/google.rpc.RetryInfo"] * detail.HasField("retry_after")
             assert re.fullmatch(r"[A-Z][A-Z0-9_]*", detail.reason), detail.reason
             return detail
     raise AssertionError(f"no grpc-status-details-bin in {error}")

@@ -99,7 +99,9 @@ def test_a_full_queue_refuses_and_says_to_retry(random_model, start_cluster):
                 break
         assert refused is not None, "eight requests were taken where one may run and one may wait"
         assert refused.code() == harness.grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert harness.error_detail(refused).retryable
+        detail = harness.error_detail(refused)
+        assert detail.retryable and detail.reason == "QUEUE_FULL"
+        assert 100 <= detail.retry_after.ToMilliseconds() <= 60000
     finally:
         for call in calls:
             call.cancel()

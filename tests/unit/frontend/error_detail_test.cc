@@ -29,6 +29,25 @@ TEST(ErrorDetailTest, CarriesReasonAndRetryable) {
   EXPECT_TRUE(detail.retryable());
 }
 
+TEST(ErrorDetailTest, CarriesThePauseBeforeARetryUnderBothNames) {
+  const grpc::Status status =
+      ToGrpcStatus(RetryAfter(RetryLater(absl::StatusCode::kResourceExhausted, "QUEUE_FULL", "full"),
+                              absl::Milliseconds(2500) - absl::Nanoseconds(1)));
+  v1::RpcStatus details;
+  ASSERT_TRUE(details.ParseFromString(status.error_details()));
+  ASSERT_EQ(details.details_size(), 2);
+  v1::ErrorDetail detail;
+  ASSERT_TRUE(details.details(0).UnpackTo(&detail));
+  EXPECT_TRUE(detail.retryable());
+  EXPECT_EQ(detail.retry_after().seconds(), 2);
+  EXPECT_EQ(detail.retry_after().nanos(), 500000000);
+  EXPECT_EQ(details.details(1).type_url(), "type.googleapis.com/google.rpc.RetryInfo");
+  v1::RpcRetryInfo info;
+  ASSERT_TRUE(info.ParseFromString(details.details(1).value()));
+  EXPECT_EQ(info.retry_delay().seconds(), 2);
+  EXPECT_EQ(info.retry_delay().nanos(), 500000000);
+}
+
 TEST(ErrorDetailTest, DerivesFromTheCodeWhatNobodySaid) {
   const auto retryable = [](absl::StatusCode code) { return DetailOf(absl::Status(code, "x")).retryable(); };
   EXPECT_TRUE(retryable(absl::StatusCode::kUnavailable));

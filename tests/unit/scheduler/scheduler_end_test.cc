@@ -3,6 +3,7 @@
 #include <string>
 #include <utility>
 
+#include "common/error_reason.h"
 #include "coordinator/scheduler/scheduler.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -228,6 +229,7 @@ TEST_F(RefusalTest, RefusesWhatCanNeverFitTheKvCache) {
   const SequenceFinished end = TakeOnlyEnd();
   EXPECT_EQ(end.status.code(), absl::StatusCode::kResourceExhausted);
   EXPECT_THAT(std::string(end.status.message()), HasSubstr("40 tokens"));
+  EXPECT_EQ(end.status.GetPayload(kRetryablePayload), absl::Cord("false"));
   EXPECT_EQ(end.prompt_tokens, 40u);
 }
 
@@ -275,8 +277,15 @@ TEST_F(RefusalTest, RefusesWhatTheQueueHasNoPlaceForAndServesTheRest) {
   ASSERT_THAT(actions.finished, SizeIs(1));
   EXPECT_EQ(actions.finished[0].sequence, SequenceId(3));
   EXPECT_EQ(actions.finished[0].status.code(), absl::StatusCode::kResourceExhausted);
-  Land(s, *s.PlanNext(At(0)));
-  s.Add(MakeRequest(4, 3, 2), At(0));
+  EXPECT_EQ(actions.finished[0].status.GetPayload(kRetryablePayload), absl::Cord("true"));
+  Land(s, *s.PlanNext(At(4000)), At(4000));
+  s.Add(MakeRequest(4, 3, 2), At(8000));
+  s.Add(MakeRequest(5, 3, 2), At(8000));
+  actions = Take(s);
+  ASSERT_THAT(actions.finished, SizeIs(1));
+  EXPECT_EQ(actions.finished[0].status.GetPayload(kRetryAfterPayload), absl::Cord("16000"))
+      << "one was admitted in 8 s, and two wait";
+  EXPECT_EQ(s.RetryAfter(At(8000)), absl::Seconds(16));
   RunToEnd(s);
   actions = Take(s);
   ASSERT_THAT(actions.finished, SizeIs(3));
