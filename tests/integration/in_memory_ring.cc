@@ -7,7 +7,6 @@
 namespace millrace::testing {
 namespace {
 
-constexpr uint32_t kBlockTokens = 16;
 constexpr absl::Time kNow = absl::UnixEpoch();
 
 StageSegment ToStageSegment(const PlanSegment& from) {
@@ -53,9 +52,11 @@ InMemoryRing::InMemoryRing(const TinyLlamaOptions& model, const InMemoryRingOpti
   scheduler.context_tokens = shape_.context_tokens;
   scheduler.max_rows = options_.max_rows;
   scheduler.end_tokens = {kTinyImEnd};
+  scheduler.prefix_cache = options_.prefix_cache;
   scheduler_ = std::make_unique<Scheduler>(std::move(scheduler));
   scheduler_->OnRingReady(
-      {static_cast<uint32_t>(stages_.size()), max_in_flight_, options_.num_blocks, kBlockTokens}, kNow);
+      {static_cast<uint32_t>(stages_.size()), max_in_flight_, options_.num_blocks, options_.block_tokens},
+      kNow);
   for (size_t i = 0; i < stages_.size(); ++i) MakeStage(i);
   for (Stage& stage : stages_) {
     stage.thread = std::thread([&stage] {
@@ -82,7 +83,7 @@ void InMemoryRing::MakeStage(size_t index) {
   MILLRACE_CHECK(model.ok());
   stage.model = *std::move(model);
   auto cache = KvCache::Create(
-      {layout.num_layers, options_.num_blocks, kBlockTokens, shape_.num_kv_heads, shape_.head_size});
+      {layout.num_layers, options_.num_blocks, options_.block_tokens, shape_.num_kv_heads, shape_.head_size});
   MILLRACE_CHECK(cache.ok());
   stage.cache = *std::move(cache);
   stage.inbox = std::make_unique<StageInbox>(2 * max_in_flight_ + 2);
@@ -92,7 +93,7 @@ void InMemoryRing::MakeStage(size_t index) {
   runner.last = layout.last;
   runner.hidden_size = shape_.hidden_size;
   runner.max_in_flight = max_in_flight_;
-  runner.limits = {options_.max_rows, options_.num_blocks, kBlockTokens, shape_.vocabulary_size,
+  runner.limits = {options_.max_rows, options_.num_blocks, options_.block_tokens, shape_.vocabulary_size,
                    shape_.context_tokens};
   stage.runner = std::make_unique<StageRunner>(
       runner, stage.model.get(), stage.cache.get(), stage.inbox.get(),
@@ -140,6 +141,7 @@ void InMemoryRing::Collect(Outcomes& outcomes) {
       auto& finished = std::get<SequenceFinished>(action);
       outcomes[finished.sequence].status = finished.status;
       outcomes[finished.sequence].reason = finished.reason;
+      outcomes[finished.sequence].cached_prompt_tokens = finished.cached_prompt_tokens;
     }
   }
 }

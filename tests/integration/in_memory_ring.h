@@ -27,6 +27,8 @@ struct InMemoryRingOptions {
   uint32_t max_rows = 64;
   uint32_t max_in_flight = 0;  // 0: stages + 1
   uint32_t num_blocks = 512;
+  uint32_t block_tokens = 16;
+  bool prefix_cache = true;
 };
 
 struct SequenceOutcome {
@@ -35,6 +37,7 @@ struct SequenceOutcome {
   std::vector<TokenLogprobs> prompt_logprobs;  // of prompt tokens but the first
   absl::Status status;
   FinishReason reason = FinishReason::kLength;
+  uint32_t cached_prompt_tokens = 0;
 };
 using Outcomes = std::map<SequenceId, SequenceOutcome>;
 
