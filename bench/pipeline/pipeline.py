@@ -40,7 +40,7 @@ class Settings:
     transport_flags: tuple
 
 
-FULL = Settings(rounds=5, warmup="1s", window="4s", capacity_window="10s", poisson_requests=100, poisson_windows=5,
+FULL = Settings(rounds=5, warmup="1s", window="4s", capacity_window="10s", poisson_requests=110, poisson_windows=5,
                 timed_stages=(4, 8, 16), timed_warmup="3s", timed_window="3s", transport_flags=())
 QUICK = Settings(rounds=2, warmup="0.3s", window="1s", capacity_window="2s", poisson_requests=6, poisson_windows=3,
                  timed_stages=(4, 16), timed_warmup="1s", timed_window="1s",
