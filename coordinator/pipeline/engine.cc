@@ -90,7 +90,7 @@ absl::Status Engine::Submit(SequenceRequest request) {
     live_.fetch_sub(1);
     MutexLock lock(&snapshot_mutex_);
     return RetryAfter(RetryLater(absl::StatusCode::kResourceExhausted, "QUEUE_FULL",
-                                 absl::StrCat("the queue is full: ", max_live_, " requests; retry later")),
+                                 absl::StrCat("the queue is full: ", max_live_, " requests")),
                       snapshot_.retry_after);
   }
   if (!inbox_.TryPush(Event(std::move(request)))) {

@@ -3,6 +3,7 @@
 
 #include <string>
 
+#include "common/error_reason.h"
 #include "tests/unit/pipeline/fake_ring.h"
 
 namespace millrace::testing {
@@ -160,6 +161,7 @@ TEST_F(EngineTest, RefusesMoreLiveRequestsThanAgreedOn) {
   const absl::Status status = engine_->Submit(Request(18));
   EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
   EXPECT_EQ(status.message(), "the queue is full: 17 requests");
+  EXPECT_TRUE(status.GetPayload(kRetryAfterPayload).has_value());
   engine_->Cancel(SequenceId(5), absl::CancelledError(""));
   ExpectFinished(5, absl::StatusCode::kCancelled);
   Submit(Request(18));
