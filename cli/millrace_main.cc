@@ -19,6 +19,7 @@ constexpr Command kCommands[] = {
     {"generate", "continue a text, token by token", millrace::cli::GenerateCommand},
     {"chat", "talk to the model", millrace::cli::ChatCommand},
     {"tokenize", "show the tokens of a text", millrace::cli::TokenizeCommand},
+    {"plan", "predict how a model would run on a cluster", millrace::cli::PlanCommand},
     {"status", "show server, model, load and stages", millrace::cli::StatusCommand},
 };
 

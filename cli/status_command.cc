@@ -8,6 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
 #include "absl/time/clock.h"
 #include "cli/client.h"
 #include "cli/status_view.h"
@@ -73,6 +74,20 @@ void PrintStages(const v1::GetLoadResponse& load) {
   }
 }
 
+// Predicted before anything ran.
+void PrintPlacement(const v1::GetLoadResponse& load) {
+  if (load.predicted_imbalance() == 0) return;
+  std::vector<std::string> seconds;
+  for (const v1::StageLoad& stage : load.stages()) {
+    if (stage.predicted_seconds() > 0) {
+      seconds.push_back(absl::StrFormat("%.2f ms", stage.predicted_seconds() * 1e3));
+    }
+  }
+  std::printf("\nplacement  slowest / mean stage %.3f, whole layers allow %.3f; 16 decodes take %s\n",
+              load.predicted_imbalance(), load.imbalance_bound(),
+              seconds.empty() ? "(not measured)" : absl::StrJoin(seconds, ", ").c_str());
+}
+
 void Print(const Answers& answers) {
   const v1::GetLoadResponse& load = answers.load;
   std::printf("server     Millrace %s, %s%s%s, up %.0f s\n", answers.server.version().c_str(),
@@ -91,7 +106,10 @@ void Print(const Answers& answers) {
   std::printf(
       "KV cache   %u of %u blocks of %u tokens in use, %u kept for later prompts that begin the same\n",
       load.kv_blocks_used(), load.kv_blocks_total(), load.kv_block_tokens(), load.kv_blocks_cached());
-  if (load.stages_size() > 0) PrintStages(load);
+  if (load.stages_size() > 0) {
+    PrintStages(load);
+    PrintPlacement(load);
+  }
 }
 
 // Draws over what it drew before; lines that do not fit the terminal are cut, as a wrapped line would be two.
