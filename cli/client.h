@@ -122,5 +122,6 @@ int ChatCommand(const std::vector<std::string>& args);
 int TokenizeCommand(const std::vector<std::string>& args);
 int PlanCommand(const std::vector<std::string>& args);
 int StatusCommand(const std::vector<std::string>& args);
+int TraceCommand(const std::vector<std::string>& args);
 
 }  // namespace millrace::cli

@@ -21,6 +21,7 @@ constexpr Command kCommands[] = {
     {"tokenize", "show the tokens of a text", millrace::cli::TokenizeCommand},
     {"plan", "predict how a model would run on a cluster", millrace::cli::PlanCommand},
     {"status", "show server, model, load and stages", millrace::cli::StatusCommand},
+    {"trace", "record microbatches, to look at in Perfetto", millrace::cli::TraceCommand},
 };
 
 void PrintUsage(std::FILE* out) {

@@ -22,6 +22,7 @@
 #include "coordinator/cluster/cluster_controller.h"
 #include "coordinator/frontend/frontend.h"
 #include "coordinator/frontend/random_bits.h"
+#include "coordinator/metrics/metrics_server.h"
 #include "coordinator/pipeline/engine.h"
 #include "coordinator/planner/model_shape.h"
 #include "coordinator/planner/placement.h"
@@ -100,6 +101,7 @@ class Coordinator {
   absl::StatusOr<CoordinatorAddresses> Listen();
   void AddClusterServices(grpc::ServerBuilder& builder);
   absl::Status BuildClusterServer(CoordinatorAddresses& addresses);
+  absl::Status ServeMetrics(CoordinatorAddresses& addresses);
   absl::Status WriteStatusFile(const CoordinatorAddresses& addresses) const;
   void SetServing(bool serving);
   void Drain();
@@ -116,10 +118,12 @@ class Coordinator {
   std::unique_ptr<ClusterController> cluster_;
   std::unique_ptr<grpc::Server> cluster_server_;  // null if one server does both
   std::unique_ptr<grpc::Server> server_;
+  std::unique_ptr<MetricsServer> metrics_;
 };
 
 Coordinator::~Coordinator() {
   const auto soon = std::chrono::system_clock::now() + std::chrono::milliseconds(500);
+  metrics_.reset();
   if (frontend_ != nullptr) frontend_->Stop();
   if (server_ != nullptr) server_->Shutdown(soon);
   if (cluster_server_ != nullptr) cluster_server_->Shutdown(soon);
@@ -267,6 +271,16 @@ absl::StatusOr<CoordinatorAddresses> Coordinator::Listen() {
   return addresses;
 }
 
+absl::Status Coordinator::ServeMetrics(CoordinatorAddresses& addresses) {
+  if (options_.metrics.empty()) return absl::OkStatus();
+  ASSIGN_OR_RETURN(
+      metrics_, MetricsServer::Start(options_.metrics, [this] {
+        return MetricsSnapshot{engine_->Snapshot(), frontend_->request_stats(), frontend_->queued_jobs()};
+      }));
+  addresses.metrics = metrics_->address();
+  return absl::OkStatus();
+}
+
 void Coordinator::SetServing(bool serving) {
   if (server_ == nullptr || server_->GetHealthCheckService() == nullptr) return;
   server_->GetHealthCheckService()->SetServingStatus("", serving);
@@ -279,6 +293,7 @@ absl::Status Coordinator::WriteStatusFile(const CoordinatorAddresses& addresses)
   const std::string part = options_.status_file + ".part";
   std::ofstream file(part);
   file << "{\"listen\": \"" << addresses.listen << "\", \"cluster_listen\": \"" << addresses.cluster_listen
+       << (addresses.metrics.empty() ? "" : "\", \"metrics\": \"" + addresses.metrics)
        << "\", \"pid\": " << getpid() << "}\n";
   file.close();
   if (!file || std::rename(part.c_str(), options_.status_file.c_str()) != 0) {
@@ -307,13 +322,15 @@ absl::Status Coordinator::Run(const std::function<absl::Status(const Coordinator
   frontend_->Start();
   engine_->Start();
   absl::StatusOr<CoordinatorAddresses> addresses = Listen();
-  absl::Status status = addresses.status();
+  absl::Status status = addresses.ok() ? ServeMetrics(*addresses) : addresses.status();
   if (status.ok()) {
     cluster_->Start();
     std::printf("listening on %s\n", addresses->listen.c_str());
     if (addresses->cluster_listen != addresses->listen) {
       std::printf("workers join at %s\n", addresses->cluster_listen.c_str());
     }
+    if (!addresses->metrics.empty())
+      std::printf("metrics at http://%s/metrics\n", addresses->metrics.c_str());
     std::fflush(stdout);
     status = WriteStatusFile(*addresses);
   }

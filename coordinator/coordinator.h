@@ -18,6 +18,7 @@ struct CoordinatorOptions {
   std::vector<int64_t> layers;  // per stage; empty: chosen by measured time
   std::string listen = "127.0.0.1:50051";
   std::string cluster_listen;  // empty: the same as listen
+  std::string metrics;         // host:port of Prometheus text; empty: none
   std::string join_secret_file;
   std::string join_secret;  // used if there is no file
   std::string status_file;  // JSON with addresses and process id, written once it listens
@@ -65,6 +66,7 @@ class CoordinatorFlags {
 struct CoordinatorAddresses {
   std::string listen;
   std::string cluster_listen;
+  std::string metrics;  // empty: none
 };
 
 // Runs until a signal comes (OK) or something fails. `on_listening` is called once, before any worker is

@@ -19,6 +19,8 @@ void CoordinatorFlags::Declare(OptionSet& set, bool with_join_secret) {
                 with_join_secret
                     ? "where workers join; default: the same as --listen"
                     : "where workers join; default: loopback on one host, all interfaces on several");
+  set.AddString("metrics", &options_.metrics, "HOST:PORT",
+                "answer Prometheus at http://HOST:PORT/metrics; port 0: any free one; default: off");
   if (with_join_secret) {
     set.AddString("join-secret-file", &options_.join_secret_file, "FILE",
                   "one line that coordinator and workers share");
@@ -51,8 +53,9 @@ void CoordinatorFlags::Declare(OptionSet& set, bool with_join_secret) {
 absl::StatusOr<CoordinatorOptions> CoordinatorFlags::Finish() const {
   CoordinatorOptions result = options_;
   if (result.model.empty()) return absl::InvalidArgumentError("--model PATH is required");
-  for (const auto& [flag, value] :
-       {std::pair{"--listen", &result.listen}, {"--cluster-listen", &result.cluster_listen}}) {
+  for (const auto& [flag, value] : {std::pair{"--listen", &result.listen},
+                                    {"--cluster-listen", &result.cluster_listen},
+                                    {"--metrics", &result.metrics}}) {
     if (value->empty() && flag != std::string("--listen")) continue;
     const absl::StatusOr<HostPort> address = ParseHostPort(*value);
     if (!address.ok())

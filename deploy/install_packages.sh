@@ -23,6 +23,7 @@ libprotobuf-dev           messages
 libabsl-dev               status, time, flags and strings
 libyaml-cpp-dev           configuration files
 libpcre2-dev              the split of text before tokenization
+prometheus-cpp-dev        metrics
 libssl-dev                random secrets and file fingerprints
 nlohmann-json3-dev        JSON of the command line tool
 openmpi-bin               mpirun

@@ -4,17 +4,21 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
 #include "common/transport/profile_messages.h"
 #include "coordinator/frontend/error_detail.h"
 #include "coordinator/frontend/generate_stream.h"
 #include "coordinator/frontend/proto_time.h"
 #include "coordinator/frontend/rpc_message.h"
+#include "coordinator/frontend/trace_stream.h"
 
 namespace millrace {
 namespace {
 
 constexpr uint32_t kApiRevision = 2;
+constexpr double kMaxTraceSeconds = 60;
+constexpr int kMaxTraces = 4;
 constexpr size_t kMaxControlBytes = size_t{1} << 20;
 
 v1::GetServerInfoResponse::State ToProto(PipelineState state) {
@@ -95,6 +99,13 @@ void FillScheduler(const SchedulerLoad& from, v1::GetLoadResponse* load) {
   load->set_kv_blocks_cached(from.blocks_cached);
 }
 
+// Ends a Trace call at once.
+class RefusedTrace final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
+ public:
+  explicit RefusedTrace(const absl::Status& why) { Finish(ToGrpcStatus(why)); }
+  void OnDone() override { delete this; }
+};
+
 // Answers a call whose request has no fields: there is nothing in it to parse, and what a newer client adds
 // is ignored.
 template <typename Response>
@@ -144,6 +155,33 @@ grpc::ServerUnaryReactor* ControlService::Abort(grpc::CallbackServerContext* con
     Answer<v1::AbortResponse>(message.status(), response, reactor);
   }
   return reactor;
+}
+
+grpc::ServerWriteReactor<grpc::ByteBuffer>* ControlService::Trace(grpc::CallbackServerContext* /*context*/,
+                                                                  const grpc::ByteBuffer* request) {
+  const absl::StatusOr<absl::Duration> length = TraceLength(*request);
+  if (!length.ok()) return new RefusedTrace(length.status());
+  TraceStreamOptions options;
+  options.now = options_.clock->Now();
+  options.length = *length;
+  options.running = traces_;
+  const std::shared_ptr<TraceStream> stream = TraceStream::Begin(engine_->Snapshot(), std::move(options));
+  engine_->Observe(stream);
+  return stream.get();
+}
+
+absl::StatusOr<absl::Duration> ControlService::TraceLength(const grpc::ByteBuffer& request) const {
+  ASSIGN_OR_RETURN(const v1::TraceRequest message, ParseMessage<v1::TraceRequest>(request, kMaxControlBytes));
+  if (!(message.seconds() > 0 && message.seconds() <= kMaxTraceSeconds)) {
+    return Refusal(
+        absl::StatusCode::kInvalidArgument, "TRACE_LENGTH",
+        absl::StrCat("seconds: ", message.seconds(), " is not above 0 and at most ", kMaxTraceSeconds));
+  }
+  if (traces_->load() >= kMaxTraces) {
+    return RetryLater(absl::StatusCode::kResourceExhausted, "TOO_MANY_TRACES",
+                      absl::StrCat(kMaxTraces, " traces are running; retry when one has ended"));
+  }
+  return absl::Seconds(message.seconds());
 }
 
 v1::GetServerInfoResponse ControlService::ServerInfo() const {

@@ -1,9 +1,11 @@
 // The Control service of control.proto.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <string>
 
 #include "absl/time/time.h"
@@ -31,17 +33,17 @@ struct ControlServiceOptions {
   std::function<size_t()> queued_jobs;  // requests that wait for the text thread
 };
 
-using RawControl =
-    v1::Control::WithRawCallbackMethod_GetServerInfo<v1::Control::WithRawCallbackMethod_GetModelInfo<
-        v1::Control::WithRawCallbackMethod_GetLoad<v1::Control::WithRawCallbackMethod_GetCluster<
-            v1::Control::WithRawCallbackMethod_Abort<v1::Control::Service>>>>>;
+using RawControl = v1::Control::WithRawCallbackMethod_GetServerInfo<
+    v1::Control::WithRawCallbackMethod_GetModelInfo<v1::Control::WithRawCallbackMethod_GetLoad<
+        v1::Control::WithRawCallbackMethod_GetCluster<v1::Control::WithRawCallbackMethod_Abort<
+            v1::Control::WithRawCallbackMethod_Trace<v1::Control::Service>>>>>>;
 
 // Thread: gRPC's, any number at once. Nothing here waits.
 class ControlService final : public RawControl {
  public:
   explicit ControlService(ControlServiceOptions options);
 
-  void set_engine(const EnginePort* engine) { engine_ = engine; }  // before the first call
+  void set_engine(EnginePort* engine) { engine_ = engine; }  // before the first call
 
   grpc::ServerUnaryReactor* GetServerInfo(grpc::CallbackServerContext* context,
                                           const grpc::ByteBuffer* request,
@@ -56,7 +58,11 @@ class ControlService final : public RawControl {
   grpc::ServerUnaryReactor* Abort(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
                                   grpc::ByteBuffer* response) override;
 
+  grpc::ServerWriteReactor<grpc::ByteBuffer>* Trace(grpc::CallbackServerContext* context,
+                                                    const grpc::ByteBuffer* request) override;
+
  private:
+  absl::StatusOr<absl::Duration> TraceLength(const grpc::ByteBuffer& request) const;
   v1::GetServerInfoResponse ServerInfo() const;
   v1::GetModelInfoResponse ModelInfo() const;
   v1::GetLoadResponse Load() const;
@@ -65,7 +71,8 @@ class ControlService final : public RawControl {
 
   const ControlServiceOptions options_;
   const absl::Time started_;
-  const EnginePort* engine_ = nullptr;
+  const std::shared_ptr<std::atomic<int>> traces_ = std::make_shared<std::atomic<int>>(0);
+  EnginePort* engine_ = nullptr;
 };
 
 }  // namespace millrace

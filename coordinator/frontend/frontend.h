@@ -78,6 +78,9 @@ class Frontend {
   void CancelAll(const absl::Status& why);
   // True once no request is live and no Generate call open; false after `timeout`.
   bool WaitIdle(absl::Duration timeout) const;
+  // For monitoring. Thread: any, once the constructor is done.
+  RequestStats request_stats() const { return worker_->request_stats(); }
+  size_t queued_jobs() const { return worker_->queued_jobs(); }
   size_t live_requests() const { return registry_.live(); }
 
   // BeginDrain, then ends what is left with UNAVAILABLE, without waiting for the engine, and joins the text

@@ -42,7 +42,8 @@ absl::Status InferenceService::Accept(const std::shared_ptr<GenerateStream>& str
                              : std::move(checked.request_id));
   RETURN_IF_ERROR(options_.registry->Register(stream->request_id(), stream));
   const size_t bytes = checked.input.bytes();
-  const absl::Status queued = options_.worker->PushJob({GenerateJob{stream, std::move(checked)}, bytes});
+  const absl::Status queued = options_.worker->PushJob(
+      {GenerateJob{stream, std::move(checked), options_.stream.clock->Now()}, bytes});
   if (!queued.ok()) options_.registry->Remove(stream->request_id());
   return queued;
 }

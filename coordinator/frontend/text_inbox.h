@@ -23,6 +23,7 @@ namespace millrace {
 struct GenerateJob {
   std::shared_ptr<GenerateStream> stream;
   CheckedRequest request;
+  absl::Time arrived;
 };
 // A unary call: run with OK, or refused with the status.
 using UnaryJob = std::function<void(const absl::Status&)>;

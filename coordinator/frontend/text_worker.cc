@@ -131,9 +131,9 @@ absl::Status TextWorker::Submit(GenerateJob& job, EncodedPrompt prompt) {
   RETURN_IF_ERROR(engine_->Submit(std::move(request)));
   job.stream->Send(std::move(started));
   const SequenceId id = job.stream->id();
-  live_.emplace(
-      id, std::make_unique<Live>(Live{std::move(job.stream),
-                                      SequenceText(options_.tokenizer, std::move(text)), absl::OkStatus()}));
+  auto live = std::make_unique<Live>(
+      Live{std::move(job.stream), SequenceText(options_.tokenizer, std::move(text)), job.arrived});
+  live_.emplace(id, std::move(live));
   return absl::OkStatus();
 }
 
@@ -149,10 +149,21 @@ void TextWorker::Apply(const TokenReady& token) {
   const auto it = live_.find(token.sequence);
   if (it == live_.end() || !it->second->ending.ok()) return;
   Live& live = *it->second;
+  CountToken(live);
   absl::StatusOr<SequenceText::Step> step = live.text.OnToken(token);
   if (!step.ok()) return CancelSequence(token.sequence, live, step.status());
   if (step->stop_at.has_value()) engine_->StopAt(token.sequence, *step->stop_at);
   if (step->event.has_value()) live.stream->Send(*std::move(step->event));
+}
+
+void TextWorker::CountToken(Live& live) {
+  const absl::Time now = options_.clock->Now();
+  if (live.last_token == absl::InfinitePast()) {
+    stats_.OnFirstToken(now - live.arrived);
+  } else {
+    stats_.OnNextToken(now - live.last_token);
+  }
+  live.last_token = now;
 }
 
 void TextWorker::Apply(const SequenceFinished& finished) {
@@ -166,6 +177,7 @@ void TextWorker::Apply(const SequenceFinished& finished) {
   if (status.ok()) {
     for (v1::GenerateEvent& event : live->text.OnFinished(finished)) live->stream->Send(std::move(event));
   }
+  stats_.OnFinished(finished, status, options_.clock->Now() - live->arrived);
   EndStream(*live->stream, status);
 }
 

@@ -14,6 +14,7 @@
 #include "coordinator/frontend/generate_stream.h"
 #include "coordinator/frontend/prompt_encoder.h"
 #include "coordinator/frontend/request_registry.h"
+#include "coordinator/frontend/request_stats.h"
 #include "coordinator/frontend/request_validator.h"
 #include "coordinator/frontend/sequence_text.h"
 #include "coordinator/frontend/text_inbox.h"
@@ -51,6 +52,7 @@ class TextWorker final : public TokenSink {
   // As TextInbox::PushJob. Thread: any.
   absl::Status PushJob(TextJob&& job) { return inbox_.PushJob(std::move(job)); }
   void PushEndRequest(SequenceId id) { inbox_.PushEndRequest(id); }
+  RequestStats request_stats() const { return stats_.Snapshot(); }
   size_t queued_jobs() const { return inbox_.jobs(); }
 
   // TokenSink. Thread: engine.
@@ -61,7 +63,9 @@ class TextWorker final : public TokenSink {
   struct Live {
     std::shared_ptr<GenerateStream> stream;
     SequenceText text;
-    absl::Status ending;  // not OK: the engine was told to cancel, with this
+    absl::Time arrived;
+    absl::Status ending = absl::OkStatus();  // not OK: the engine was told to cancel, with this
+    absl::Time last_token = absl::InfinitePast();
   };
 
   void Run();
@@ -74,12 +78,14 @@ class TextWorker final : public TokenSink {
   void Apply(const SequenceFinished& finished);
   void CancelSequence(SequenceId id, Live& live, absl::Status why);
   void EndRequest(SequenceId id);
+  void CountToken(Live& live);
   void EndStream(GenerateStream& stream, const absl::Status& status);
   void CancelStalledStreams();
   void EndEverything();
 
   const TextWorkerOptions options_;
   TextInbox inbox_;
+  RequestStatsRecorder stats_;
   EnginePort* engine_ = nullptr;
   std::thread thread_;
 

@@ -144,6 +144,12 @@ PipelineSnapshot Engine::Snapshot() const {
   return snapshot_;
 }
 
+void Engine::Observe(std::weak_ptr<MicrobatchObserver> observer) {
+  MutexLock lock(&observers_mutex_);
+  observers_.push_back(std::move(observer));
+  observed_.store(true, std::memory_order_release);
+}
+
 void Engine::RunLoop() {
   while (!inbox_.closed() || inbox_.size() > 0) RunOnce();
   LoseRing(absl::UnavailableError("the server is stopping"), options_.clock->Now());
@@ -217,7 +223,8 @@ void Engine::OnReturned(const HopMessage& message, absl::Time now) {
   if (status.ok()) status = scheduler_.OnResult(message.microbatch, *std::move(results), now);
   if (status.ok()) {
     returned_ = true;
-    meter_->OnReturned(message.microbatch, message.stamps, now);
+    const auto account = meter_->OnReturned(message.microbatch, message.stamps, now);
+    if (account != nullptr && observed_.load(std::memory_order_acquire)) TellObservers(*account);
     return;
   }
   LogError("epoch ", message.epoch.value(), ": ", status.message());
@@ -226,6 +233,18 @@ void Engine::OnReturned(const HopMessage& message, absl::Time now) {
       absl::UnavailableError(absl::StrCat("the pipeline gave a result that cannot be: ", status.message())),
       now);
   if (options_.on_ring_fault) options_.on_ring_fault(epoch, status);
+}
+
+void Engine::TellObservers(const MicrobatchAccount& account) {
+  MutexLock lock(&observers_mutex_);
+  observers_.erase(std::remove_if(observers_.begin(), observers_.end(),
+                                  [&](const std::weak_ptr<MicrobatchObserver>& weak) {
+                                    const std::shared_ptr<MicrobatchObserver> observer = weak.lock();
+                                    if (observer != nullptr) observer->OnMicrobatch(ring_->epoch, account);
+                                    return observer == nullptr;
+                                  }),
+                   observers_.end());
+  observed_.store(!observers_.empty(), std::memory_order_release);
 }
 
 void Engine::CountPlan(const MicrobatchPlan& plan, absl::Time now) {

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <memory>
 #include <optional>
 #include <string>
 #include <thread>
@@ -59,6 +60,7 @@ class Engine final : public EnginePort {
   void StopAt(SequenceId id, uint32_t output_tokens) override;
   PipelineSnapshot Snapshot() const override;
   ClusterSnapshot Cluster() const override;
+  void Observe(std::weak_ptr<MicrobatchObserver> observer) override;
 
   // From the cluster.
   void SetState(PipelineState state, std::string detail);
@@ -92,6 +94,7 @@ class Engine final : public EnginePort {
   absl::Duration WaitTime() const;
   void Handle(Event event, absl::Time now);
   void OnReturned(const HopMessage& message, absl::Time now);
+  void TellObservers(const MicrobatchAccount& account);
   void CountPlan(const MicrobatchPlan& plan, absl::Time now);
   void LoseRing(const absl::Status& why, absl::Time now);
   void TakeClockOffsets();
@@ -121,6 +124,10 @@ class Engine final : public EnginePort {
   Mutex clock_mutex_;
   Epoch clock_epoch_ ABSL_GUARDED_BY(clock_mutex_);
   std::map<uint32_t, absl::Duration> clock_offsets_ ABSL_GUARDED_BY(clock_mutex_);  // by stage; new ones
+
+  std::atomic<bool> observed_{false};  // observers_ is not empty
+  Mutex observers_mutex_;
+  std::vector<std::weak_ptr<MicrobatchObserver>> observers_ ABSL_GUARDED_BY(observers_mutex_);
 
   mutable Mutex snapshot_mutex_;
   PipelineSnapshot snapshot_ ABSL_GUARDED_BY(snapshot_mutex_);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -88,6 +89,13 @@ inline StageUse PipelineUse(const PipelineSnapshot& pipeline, StageUse StageSnap
   return sum;
 }
 
+// Follows the microbatches of a ring. Thread: engine. Must not wait.
+class MicrobatchObserver {
+ public:
+  virtual ~MicrobatchObserver() = default;
+  virtual void OnMicrobatch(Epoch epoch, const MicrobatchAccount& account) = 0;
+};
+
 // Thread: any. Nothing here waits for the pipeline.
 class EnginePort {
  public:
@@ -100,6 +108,9 @@ class EnginePort {
   virtual void StopAt(SequenceId id, uint32_t output_tokens) = 0;
   virtual PipelineSnapshot Snapshot() const = 0;
   virtual ClusterSnapshot Cluster() const = 0;
+  // From now on the observer is told of every microbatch that comes back, for as long as somebody else keeps
+  // it.
+  virtual void Observe(std::weak_ptr<MicrobatchObserver> observer) = 0;
 };
 
 }  // namespace millrace

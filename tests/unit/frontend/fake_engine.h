@@ -74,6 +74,11 @@ class FakeEngine final : public EnginePort {
   void StopAt(SequenceId id, uint32_t output_tokens) override { stopped_.Push({id, output_tokens}); }
   PipelineSnapshot Snapshot() const override { return snapshot_; }
   ClusterSnapshot Cluster() const override { return cluster_; }
+  void Observe(std::weak_ptr<MicrobatchObserver> observer) override { observers_.Push(std::move(observer)); }
+  // The observer that came next; empty on time-out.
+  std::weak_ptr<MicrobatchObserver> NextObserver() {
+    return observers_.Pop(kPatience).value_or(std::weak_ptr<MicrobatchObserver>());
+  }
 
   // The next call of that kind; waits for it.
   SequenceRequest NextSubmit() { return Next(submitted_, "Submit"); }
@@ -129,6 +134,7 @@ class FakeEngine final : public EnginePort {
   CondVar changed_;
   absl::Status refusal_ ABSL_GUARDED_BY(mutex_);
   bool held_ ABSL_GUARDED_BY(mutex_) = false;
+  BoundedQueue<std::weak_ptr<MicrobatchObserver>> observers_{100};
   BoundedQueue<SequenceId> submitting_{100000};
   BoundedQueue<SequenceRequest> submitted_{100000};
   BoundedQueue<Cancelled> cancelled_{100000};
