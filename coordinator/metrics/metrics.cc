@@ -70,6 +70,12 @@ void AddLoad(const MetricsSnapshot& snapshot, Writer& writer) {
       .Begin(MetricType::Counter, "vllm:num_preemptions_total",
              "Requests that gave up their KV cache and began again.")
       .Add(Number(load.preemptions));
+  writer
+      .Begin(MetricType::Counter, "vllm:prefix_cache_queries_total",
+             "Tokens of requests looked up in the prefix cache.")
+      .Add(Number(load.prefix_cache_queries));
+  writer.Begin(MetricType::Counter, "vllm:prefix_cache_hits_total", "Of these, tokens found there.")
+      .Add(Number(load.prefix_cache_hits));
   writer.Begin(MetricType::Gauge, "microbatches_in_flight", "Microbatches in the ring.").Add(load.in_flight);
 }
 

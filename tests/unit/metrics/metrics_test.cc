@@ -32,6 +32,8 @@ MetricsSnapshot Snapshot() {
   load.prompt_tokens = 100;
   load.output_tokens = 200;
   load.preemptions = 4;
+  load.prefix_cache_queries = 60;
+  load.prefix_cache_hits = 48;
   snapshot.pipeline.stages.resize(2);
   for (int i = 0; i < 2; ++i) {
     StageSnapshot& stage = snapshot.pipeline.stages[i];
@@ -77,6 +79,8 @@ TEST(MetricsTest, TellsLoadRequestsAndStages) {
                            "vllm:time_to_first_token_seconds_bucket{le=\"0.25\"} 0\n",
                            "vllm:time_to_first_token_seconds_bucket{le=\"0.5\"} 1\n",
                            "vllm:time_to_first_token_seconds_bucket{le=\"+Inf\"} 2\n",
+                           "vllm:prefix_cache_queries_total 60\n",
+                           "vllm:prefix_cache_hits_total 48\n",
                            "microbatches_in_flight 2\n",
                            "stage_busy_seconds_total{stage=\"1\"} 11\n",
                            "stage_preempted_seconds_total{stage=\"0\"} 1\n",
