@@ -1,6 +1,7 @@
 // The hand-off of values between threads: bounded, closeable, drained after close.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <deque>
 #include <iterator>
@@ -10,6 +11,7 @@
 
 #include "absl/time/time.h"
 #include "common/clock.h"
+#include "common/idle_cores.h"
 #include "common/mutex.h"
 
 namespace millrace {
@@ -38,6 +40,19 @@ class BoundedQueue {
   }
   bool TryPush(T&& item) { return TryPush(item); }
 
+  // Looks for an item, or for Close, without sleeping, at most `limit`. For a thread that has a core to spare
+  // (common/idle_cores.h) just before it waits.
+  void SpinForItem(absl::Duration limit) const {
+    const absl::Time deadline = Clock::Steady().Now() + limit;
+    constexpr int kLooksAtOnce = 64;
+    while (Clock::Steady().Now() < deadline) {
+      for (int i = 0; i < kLooksAtOnce; ++i) {
+        if (ready_.load(std::memory_order_relaxed)) return;
+        SpinPause();
+      }
+    }
+  }
+
   // Waits for an item, at most `timeout`. Empty on timeout, or when closed and drained.
   std::optional<T> Pop(absl::Duration timeout = absl::InfiniteDuration()) {
     MutexLock lock(&mutex_);
@@ -45,6 +60,7 @@ class BoundedQueue {
     if (items_.empty()) return std::nullopt;
     std::optional<T> item(std::move(items_.front()));
     items_.pop_front();
+    ready_.store(!items_.empty() || closed_, std::memory_order_relaxed);
     not_full_.NotifyOne();
     return item;
   }
@@ -55,6 +71,7 @@ class BoundedQueue {
     WaitForItem(timeout);
     std::vector<T> all(std::make_move_iterator(items_.begin()), std::make_move_iterator(items_.end()));
     items_.clear();
+    ready_.store(closed_, std::memory_order_relaxed);
     not_full_.NotifyAll();
     return all;
   }
@@ -62,6 +79,7 @@ class BoundedQueue {
   void Close() {
     MutexLock lock(&mutex_);
     closed_ = true;
+    ready_.store(true, std::memory_order_relaxed);
     not_empty_.NotifyAll();
     not_full_.NotifyAll();
   }
@@ -80,6 +98,7 @@ class BoundedQueue {
   bool PushLocked(T& item) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     if (closed_) return false;
     items_.push_back(std::move(item));
+    ready_.store(true, std::memory_order_relaxed);
     not_empty_.NotifyOne();
     return true;
   }
@@ -100,6 +119,8 @@ class BoundedQueue {
   CondVar not_full_;
   std::deque<T> items_ ABSL_GUARDED_BY(mutex_);
   bool closed_ ABSL_GUARDED_BY(mutex_) = false;
+  // There is an item, or the queue is closed. Written under the lock; a reader that spins needs no order.
+  std::atomic<bool> ready_{false};
 };
 
 }  // namespace millrace

@@ -5,6 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
 #include "common/clock.h"
+#include "common/idle_cores.h"
 #include "common/process.h"
 #include "common/status_macros.h"
 #include "worker/stage/stage_model.h"
@@ -21,7 +22,11 @@ StageRunner::StageRunner(const StageRunnerOptions& options, StageCompute* stage,
       joiner_({options.epoch, options.first, options.max_in_flight}) {}
 
 absl::Status StageRunner::Run() {
-  while (std::optional<StageInput> input = inbox_->Pop()) {
+  const IdleCores idle_cores;
+  while (true) {
+    if (inbox_->size() == 0 && idle_cores.MaySpin()) inbox_->SpinForItem(kBriefSpin);
+    std::optional<StageInput> input = inbox_->Pop();
+    if (!input.has_value()) break;
     RETURN_IF_ERROR(joiner_.Add(*std::move(input)));
     while (std::optional<JoinedMicrobatch> joined = joiner_.Next())
       RETURN_IF_ERROR(RunOne(*std::move(joined)));
