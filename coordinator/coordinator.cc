@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -112,6 +113,7 @@ class Coordinator {
   LoadedModel model_;
   std::vector<LayerRange> placement_;
   BoundedQueue<int> signals_;
+  std::atomic<bool> draining_{false};
   std::unique_ptr<Frontend> frontend_;
   std::unique_ptr<Engine> engine_;
   std::unique_ptr<HopListener> listener_;
@@ -185,6 +187,7 @@ void Coordinator::MakeEngine() {
   engine.vocabulary_size = model_.tokenizer->vocabulary_size();
   engine.activation_row_bytes = uint64_t{model_.hyper_parameters.hidden_size} * sizeof(float);
   engine.max_in_flight_limit = options_.max_in_flight;
+  engine.on_serving = [this](bool serving) { SetServing(serving && !draining_); };
   engine.on_ring_fault = [this](Epoch epoch, absl::Status why) {
     cluster_->ReportRingFault(epoch, std::move(why));
   };
@@ -213,7 +216,6 @@ void Coordinator::MakeCluster() {
   cluster.max_in_flight = options_.max_in_flight;
   cluster.block_tokens = options_.block_tokens;
   cluster.context_tokens = options_.context_tokens;
-  cluster.on_state = [this](PipelineState state) { SetServing(state == PipelineState::kServing); };
   cluster_ = std::make_unique<ClusterController>(std::move(cluster), engine_.get(), listener_.get());
 }
 
@@ -306,6 +308,7 @@ absl::Status Coordinator::WriteStatusFile(const CoordinatorAddresses& addresses)
 void Coordinator::Drain() {
   LogInfo("stopping: ", frontend_->live_requests(), " requests in progress, grace time ",
           absl::FormatDuration(options_.grace));
+  draining_ = true;
   SetServing(false);
   frontend_->BeginDrain();
   if (!frontend_->WaitIdle(options_.grace)) {

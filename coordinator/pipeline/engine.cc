@@ -141,7 +141,12 @@ ClusterSnapshot Engine::Cluster() const {
 
 PipelineSnapshot Engine::Snapshot() const {
   MutexLock lock(&snapshot_mutex_);
-  return snapshot_;
+  PipelineSnapshot snapshot = snapshot_;
+  // The cluster's word that a ring stands may come before the ring itself.
+  if (snapshot.state == PipelineState::kServing && snapshot.epoch == 0) {
+    snapshot.state = PipelineState::kLoading;
+  }
+  return snapshot;
 }
 
 void Engine::Observe(std::weak_ptr<MicrobatchObserver> observer) {
@@ -302,7 +307,17 @@ void Engine::Publish(absl::Time now) {
     active_since_.reset();
   }
   MeasureStages(load, now);
-  MutexLock lock(&snapshot_mutex_);
+  const bool serving = ring_.has_value();
+  bool changed = false;
+  {
+    MutexLock lock(&snapshot_mutex_);
+    changed = (snapshot_.epoch != 0) != serving;
+    FillSnapshot(load, now);
+  }
+  if (changed && options_.on_serving) options_.on_serving(serving);
+}
+
+void Engine::FillSnapshot(const SchedulerLoad& load, absl::Time now) {
   snapshot_.load = load;
   snapshot_.retry_after = scheduler_.RetryAfter(now);
   snapshot_.mean_hop = meter_.has_value() ? meter_->mean_hop() : absl::ZeroDuration();

@@ -41,6 +41,8 @@ struct EngineOptions {
   const Clock* clock = &Clock::Steady();
   // The ring gave results that cannot be: it should be given up. Thread: engine.
   std::function<void(Epoch, absl::Status)> on_ring_fault;
+  // Requests run from now on, or no longer; what Snapshot() tells has changed before. Thread: engine.
+  std::function<void(bool)> on_serving;
 };
 
 // One ring is one Engine. Thread: engine (started by Start) owns the scheduler; the public calls are safe
@@ -101,6 +103,7 @@ class Engine final : public EnginePort {
   void SendPlans();
   void MeasureStages(const SchedulerLoad& load, absl::Time now);
   void Publish(absl::Time now);
+  void FillSnapshot(const SchedulerLoad& load, absl::Time now) ABSL_EXCLUSIVE_LOCKS_REQUIRED(snapshot_mutex_);
   void HandOverActions();
 
   const EngineOptions options_;

@@ -38,7 +38,7 @@ import sources  # noqa: E402
     ("coordinator/pipeline/engine.cc", '#include "millrace/v1/cluster.grpc.pb.h"'),
     ("coordinator/pipeline/engine.cc", '#include "coordinator/frontend/frontend.h"'),
     ("coordinator/frontend/frontend.cc", '#include "coordinator/cluster/cluster_state.h"'),
-    ("coordinator/cluster/cluster_state.cc", '#include "model/gguf_file.h"'),
+    ("coordinator/cluster/cluster_state.cc", '#include "coordinator/frontend/frontend.h"'),
     ("cli/chat.cc", '#include "coordinator/coordinator.h"'),
     ("cli/chat.cc", '#include "../common/ids.h"'),
     ("common/log.h", '#include <gtest/gtest.h>'),

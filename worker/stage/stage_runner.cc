@@ -1,6 +1,7 @@
 #include "worker/stage/stage_runner.h"
 
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
@@ -23,13 +24,13 @@ StageRunner::StageRunner(const StageRunnerOptions& options, StageCompute* stage,
 
 absl::Status StageRunner::Run() {
   const IdleCores idle_cores;
-  while (true) {
-    if (inbox_->size() == 0 && idle_cores.MaySpin()) inbox_->SpinForItem(kBriefSpin);
-    std::optional<StageInput> input = inbox_->Pop();
-    if (!input.has_value()) break;
-    RETURN_IF_ERROR(joiner_.Add(*std::move(input)));
+  std::vector<StageInput> inputs;
+  // Nothing more comes once the inbox is closed and drained.
+  while (!(inputs = inbox_->PopAll()).empty()) {
+    for (StageInput& input : inputs) RETURN_IF_ERROR(joiner_.Add(std::move(input)));
     while (std::optional<JoinedMicrobatch> joined = joiner_.Next())
       RETURN_IF_ERROR(RunOne(*std::move(joined)));
+    if (inbox_->size() == 0 && idle_cores.MaySpin()) inbox_->SpinForItem(kBriefSpin);
   }
   return absl::OkStatus();
 }

@@ -282,6 +282,21 @@ TEST_F(EngineTest, CountsTheTimeWithAMicrobatchInFlight) {
   engine_->Stop();
 }
 
+// Who is told that requests run, and asks at once, must see the ring.
+TEST_F(EngineTest, ServesOnceItsSnapshotShowsTheRing) {
+  BoundedQueue<std::pair<bool, uint64_t>> told(10);
+  EngineOptions options = Options();
+  options.on_serving = [&](bool serving) { told.Push({serving, engine_->Snapshot().epoch}); };
+  Make(std::move(options));
+  engine_->SetState(PipelineState::kServing, "");
+  EXPECT_EQ(engine_->Snapshot().state, PipelineState::kLoading);
+  RaiseRing(7);
+  EXPECT_EQ(told.Pop(kPatience), std::make_pair(true, uint64_t{7}));
+  EXPECT_EQ(engine_->Snapshot().state, PipelineState::kServing);
+  engine_->RingLost(Epoch(7), absl::UnavailableError("gone"));
+  EXPECT_EQ(told.Pop(kPatience), std::make_pair(false, uint64_t{0}));
+}
+
 TEST_F(EngineTest, ShowsTheStateItWasTold) {
   EXPECT_EQ(engine_->Snapshot().state, PipelineState::kWaitingForWorkers);
   engine_->SetState(PipelineState::kLoading, "half of it");
