@@ -78,6 +78,7 @@ TEST(MetricsTest, TellsLoadRequestsAndStages) {
                            "vllm:time_to_first_token_seconds_count 2\n",
                            "vllm:time_to_first_token_seconds_bucket{le=\"0.25\"} 0\n",
                            "vllm:time_to_first_token_seconds_bucket{le=\"0.5\"} 1\n",
+                           "vllm:time_to_first_token_seconds_bucket{le=\"1\"} 1\n",
                            "vllm:time_to_first_token_seconds_bucket{le=\"+Inf\"} 2\n",
                            "vllm:prefix_cache_queries_total 60\n",
                            "vllm:prefix_cache_hits_total 48\n",

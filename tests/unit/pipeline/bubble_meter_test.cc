@@ -211,6 +211,21 @@ TEST(BubbleMeterTest, AFasterStageWaitsOutOfImbalance) {
   EXPECT_NEAR(play.Idle(0, IdleCause::kImbalance), 99 * 4, 1e-3);
 }
 
+// The same stages, each microbatch 4 later than it could be: what imbalance explains is used up by then.
+TEST(BubbleMeterTest, ImbalanceExplainsNoMoreThanTheDifference) {
+  Player play(2);
+  for (int k = 0; k < 100; ++k) {
+    const double begin = 14.0 * k;
+    play.Plan(begin, false, 2);
+    play.Load(begin, 9, 2);
+    play.Return(begin + 16, {{begin, begin, begin + 6}, {begin + 6, begin + 6, begin + 16}});
+  }
+  EXPECT_EQ(play.AllIdle(0), 99 * 8);
+  EXPECT_NEAR(play.Idle(0, IdleCause::kImbalance), 99 * 4, 1e-3);
+  EXPECT_NEAR(play.Idle(0, IdleCause::kStarved), 99 * 4, 8);
+  EXPECT_EQ(play.Idle(1, IdleCause::kImbalance), 0);
+}
+
 // Equal stages on the whole, but every other microbatch takes thrice as long, so that each stage waits.
 TEST(BubbleMeterTest, UnequalMicrobatchesStarve) {
   Player play(2);
