@@ -22,7 +22,7 @@ constexpr absl::Duration kCallTimeout = absl::Seconds(5);
 
 struct PlanFlags {
   std::string model, shape, cluster, server, save;
-  int64_t context = 0, batch = 16, prompt = 128, max_rows = 128;
+  int64_t context = 0, batch = 16, prompt = 128, output = 64, max_rows = 128;
   bool json = false;
 
   void Declare(OptionSet& set) {
@@ -36,6 +36,7 @@ struct PlanFlags {
                "prompt and answer of a sequence; 0: the model's, at most 4096");
     set.AddInt("batch", &batch, 1, 1 << 20, "sequences at once");
     set.AddInt("prompt", &prompt, 1, 1 << 24, "tokens of each prompt");
+    set.AddInt("output", &output, 1, 1 << 16, "tokens of each answer over which decoding is predicted");
     set.AddInt("max-rows", &max_rows, 1, 4096, "tokens in one microbatch; with --server: the coordinator's");
     set.AddBool("json", &json, "print JSON, one line");
   }
@@ -127,6 +128,7 @@ int PlanCommand(const std::vector<std::string>& args) {
   request.max_rows = static_cast<uint32_t>(flags.max_rows);
   request.batch = static_cast<uint32_t>(flags.batch);
   request.prompt_tokens = static_cast<uint32_t>(flags.prompt);
+  request.output_tokens = static_cast<uint32_t>(flags.output);
   request.context_tokens = flags.context != 0 ? static_cast<uint32_t>(flags.context)
                                               : std::min(kDefaultContext, request.shape.context_tokens);
   if (!flags.server.empty()) {

@@ -76,8 +76,10 @@ absl::StatusOr<LoadedModel> LoadModel(const std::string& path) {
 absl::StatusOr<std::vector<LayerRange>> ChoosePlacement(const CoordinatorOptions& options,
                                                         const ModelShape& shape) {
   if (!options.layers.empty()) return PlaceByCounts(options.layers, shape.num_layers, options.stages);
-  // A decode multiplies by the whole output matrix, but looks up one row of the embedding.
-  return PlaceLayers({shape.layer_elements, 0, shape.output_elements}, options.stages);
+  // A sampled row is multiplied by the whole output matrix, but the embedding only looks rows up.
+  const BatchFeatures batch = ReferenceBatch(options.workload);
+  return PlaceLayers({shape.layer_elements, 0, shape.output_elements * batch.sampled_rows / batch.rows()},
+                     options.stages);
 }
 
 absl::StatusOr<HostPort> AddPort(grpc::ServerBuilder& builder, const std::string& address, int* port) {
@@ -205,6 +207,7 @@ void Coordinator::MakeCluster() {
   cluster.cluster.placement_is_fixed = !options_.layers.empty();
   cluster.cluster.shape = model_.shape;
   cluster.cluster.max_rows = options_.max_rows;
+  cluster.cluster.workload = options_.workload;
   cluster.cluster.context_tokens = options_.context_tokens;
   cluster.cluster.worker_timeout = options_.worker_timeout;
   cluster.cluster.unix_address = unix_address_ = MakeUnixAddress();

@@ -9,6 +9,7 @@
 #include "absl/status/status.h"
 #include "absl/time/time.h"
 #include "common/options.h"
+#include "coordinator/planner/stage_costs.h"
 
 namespace millrace {
 
@@ -26,6 +27,7 @@ struct CoordinatorOptions {
   uint32_t max_in_flight = 0;                              // the most; at least stages
   absl::Duration inter_token_goal = absl::ZeroDuration();  // zero: none
   bool static_batching = false;
+  Workload workload;  // layers are placed for
   uint32_t block_tokens = 16;
   bool prefix_cache = true;
   uint32_t context_tokens = 0;  // 0: the model's
@@ -56,6 +58,7 @@ class CoordinatorFlags {
   int64_t max_rows_ = 128;
   int64_t max_in_flight_ = 0;
   std::string batching_ = "inflight";
+  std::string workload_;
   int64_t block_tokens_ = 16;
   int64_t context_tokens_ = 0;
   int64_t max_running_ = 256;

@@ -1,6 +1,8 @@
 #include <string>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
 #include "common/transport/channels.h"
 #include "coordinator/coordinator.h"
 
@@ -37,6 +39,10 @@ void CoordinatorFlags::Declare(OptionSet& set, bool with_join_secret) {
       "prefill beside decodes is cut so that tokens follow each other within this time; 0s: no goal");
   set.AddString("batching", &batching_, "inflight|static",
                 "static: requests join only when none is running; there for comparisons, it is slower");
+  set.AddString(
+      "workload", &workload_, "PROMPT:OUTPUT",
+      "tokens of a usual prompt and answer, such as 500:100; layers are placed so that stages take the "
+      "same time for it; empty: for answers only");
   set.AddInt("kv-block-tokens", &block_tokens_, 16, 1024,
              "tokens in one block of KV cache, a multiple of 16");
   set.AddBool("prefix-cache", &options_.prefix_cache,
@@ -49,6 +55,24 @@ void CoordinatorFlags::Declare(OptionSet& set, bool with_join_secret) {
   set.AddDuration("grace", &options_.grace, "after SIGTERM: how long running requests may take to finish");
   set.AddDuration("worker-timeout", &options_.worker_timeout, "silence after which a worker counts as lost");
 }
+
+namespace {
+
+absl::StatusOr<Workload> ParseWorkload(const std::string& text) {
+  Workload workload;
+  if (text.empty()) return workload;
+  constexpr uint32_t kMost = 1 << 20;
+  const std::pair<absl::string_view, absl::string_view> parts = absl::StrSplit(text, absl::MaxSplits(':', 1));
+  if (!absl::SimpleAtoi(parts.first, &workload.prompt_tokens) ||
+      !absl::SimpleAtoi(parts.second, &workload.output_tokens) || workload.prompt_tokens > kMost ||
+      workload.output_tokens < 1 || workload.output_tokens > kMost) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--workload: '", text, "' is not PROMPT:OUTPUT in tokens, such as 500:100"));
+  }
+  return workload;
+}
+
+}  // namespace
 
 absl::StatusOr<CoordinatorOptions> CoordinatorFlags::Finish() const {
   CoordinatorOptions result = options_;
@@ -76,6 +100,9 @@ absl::StatusOr<CoordinatorOptions> CoordinatorFlags::Finish() const {
         absl::StrCat("--batching: '", batching_, "' is not inflight or static"));
   }
   result.static_batching = batching_ == "static";
+  const absl::StatusOr<Workload> workload = ParseWorkload(workload_);
+  if (!workload.ok()) return workload.status();
+  result.workload = *workload;
   if (result.inter_token_goal < absl::ZeroDuration()) {
     return absl::InvalidArgumentError("--inter-token-goal: at least 0s");
   }

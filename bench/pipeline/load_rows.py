@@ -6,6 +6,7 @@ from benchlib.cluster import Cluster
 from benchlib.table import Row
 
 PROMPTS, OUTPUTS = "32-1024", "16-256"
+WORKLOAD = "528:136"  # the means, for the placement
 MEAN_ROWS = (32 + 1024) / 2 + (16 + 256) / 2
 ONE_SHOT_MICROBATCHES = 8
 ONE_SHOT_ROWS = 16
@@ -31,7 +32,7 @@ def _done(windows):
 
 def poisson_rows(model, settings):
     """P2: the medians are over windows of one run, as it takes a hundred requests."""
-    with Cluster(model, 2, coordinator=["--context", 2048, "--max-queued", 4096]) as cluster:
+    with Cluster(model, 2, coordinator=["--context", 2048, "--max-queued", 4096, "--workload", WORKLOAD]) as cluster:
         capacity = _capacity(cluster, settings)
         rate = 1.5 * capacity
         seconds = max(settings.poisson_requests / rate, settings.poisson_windows * 2)

@@ -6,6 +6,7 @@ from benchlib.table import Row
 SEQUENCES = 24
 PROMPT_TOKENS = 64
 CONTEXT_TOKENS = 512
+OUTPUT_TOKENS = 250  # about as many as are watched
 
 
 def _overall_bubble(window):
@@ -18,7 +19,7 @@ def rows(model, settings):
     """The prediction comes first: nothing of the run it is compared with can be in it."""
     with Cluster(model, 2, coordinator=["--context", CONTEXT_TOKENS]) as cluster:
         plan = run_json([BIN / "millrace", "plan", "--server", cluster.address, "--model", model, "--batch", SEQUENCES, "--prompt",
-                         PROMPT_TOKENS, "--context", CONTEXT_TOKENS, "--json"], 60)
+                         PROMPT_TOKENS, "--context", CONTEXT_TOKENS, "--output", OUTPUT_TOKENS, "--json"], 60)
         predicted = plan["choices"][0]
         watch = noise.Noise([process.pid for process in cluster.processes])
         report = cluster.load(mode="steady", sequences=SEQUENCES, prompt_tokens=PROMPT_TOKENS,

@@ -135,6 +135,7 @@ bool ClusterState::Place() {
   input.shape = options_.shape.get();
   input.max_rows = options_.max_rows;
   input.context_tokens = options_.context_tokens;
+  input.workload = options_.workload;
   if (options_.placement_is_fixed) input.fixed = options_.placement;
   for (const WorkerId id : stages_) {
     const Worker& worker = workers_.at(id);

@@ -32,6 +32,7 @@ struct ClusterOptions {
   bool placement_is_fixed = false;  // `placement` is the user's; with a shape it is rated all the same
   uint32_t max_rows = 0;            // of a microbatch, and context: for what a stage needs of memory
   uint32_t context_tokens = 0;
+  Workload workload;                                 // the stages are to be equal for
   absl::Duration worker_timeout = absl::Seconds(3);  // silence after which a worker counts as lost
   // The coordinator's own, as in WorkerHello.
   std::string unix_address;

@@ -12,7 +12,6 @@
 namespace millrace {
 namespace {
 
-constexpr uint32_t kDecodeTokens = 64;       // generated a sequence while it is watched
 constexpr uint64_t kMaxMicrobatches = 4000;  // of one simulation
 constexpr uint32_t kMaxSimulated = 512;      // sequences
 
@@ -21,9 +20,9 @@ absl::Status CheckRequest(const PlanRequest& request) {
   if (workers == 0 || workers > kMaxPlanWorkers) {
     return absl::InvalidArgumentError(absl::StrCat(workers, " workers; a plan takes 1 to ", kMaxPlanWorkers));
   }
-  if (request.batch == 0 || request.prompt_tokens == 0 || request.max_rows == 0 ||
-      request.block_tokens == 0) {
-    return absl::InvalidArgumentError("batch, prompt, rows and block size must be at least 1");
+  if (request.batch == 0 || request.prompt_tokens == 0 || request.output_tokens == 0 ||
+      request.max_rows == 0 || request.block_tokens == 0) {
+    return absl::InvalidArgumentError("batch, prompt, output, rows and block size must be at least 1");
   }
   if (request.context_tokens == 0 || request.context_tokens > request.shape.context_tokens) {
     return absl::InvalidArgumentError(absl::StrCat("context of ", request.context_tokens, " tokens; ",
@@ -164,7 +163,7 @@ void ChoiceMaker::Simulate() {
   ring.requests.assign(sequences, {absl::ZeroDuration(), request_.prompt_tokens, answer});
   ring.warm_up_first_tokens = sequences;
   ring.until_first_end = true;
-  ring.max_window_tokens = uint64_t{kDecodeTokens} * sequences;
+  ring.max_window_tokens = uint64_t{request_.output_tokens} * sequences;
   choice_.decode = SimulateRing(ring);
   const double window = absl::ToDoubleSeconds(choice_.decode.window);
   if (window > 0)

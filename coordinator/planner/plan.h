@@ -36,8 +36,9 @@ struct PlanRequest {
   uint32_t context_tokens = 0;  // prompt and answer; at most the shape's
   uint32_t batch = 16;          // sequences at once
   uint32_t prompt_tokens = 128;
-  uint32_t max_rows = 128;     // of a microbatch
-  uint32_t max_in_flight = 0;  // 0: 4 x stages + 4
+  uint32_t output_tokens = 64;  // of each sequence, over which steady decoding is watched; at least 1
+  uint32_t max_rows = 128;      // of a microbatch
+  uint32_t max_in_flight = 0;   // 0: 4 x stages + 4
   uint32_t block_tokens = 16;
   std::vector<LayerRange> fixed;  // the placement of a cluster that runs: only this one is looked at
 };

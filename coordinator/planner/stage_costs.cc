@@ -149,4 +149,18 @@ BatchFeatures ReferenceBatch() {
   return batch;
 }
 
+BatchFeatures ReferenceBatch(const Workload& workload) {
+  if (workload.prompt_tokens == 0) return ReferenceBatch();
+  const double prompt = workload.prompt_tokens;
+  const double output = workload.output_tokens;
+  BatchFeatures batch;
+  batch.decode_rows = kReferenceRows;
+  batch.decode_attention = kReferenceRows * (prompt + output / 2);
+  batch.prefill_rows = kReferenceRows * prompt / output;
+  batch.prefill_attention = batch.prefill_rows * prompt / 2;
+  // The prompt's last row gives the first token.
+  batch.sampled_rows = kReferenceRows * (1 + 1 / output);
+  return batch;
+}
+
 }  // namespace millrace

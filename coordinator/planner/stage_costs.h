@@ -35,4 +35,14 @@ WorkerProfile EstimateProfile(const DeviceSpeed& device, const ModelShape& shape
 // The microbatch that placements are compared by: 16 decodes that attend to 256 positions each.
 BatchFeatures ReferenceBatch();
 
+// What requests usually are, for a placement that suits them.
+struct Workload {
+  uint32_t prompt_tokens = 0;  // that are computed; 0: decodes only
+  uint32_t output_tokens = 1;  // at least 1
+};
+
+// As many decodes as ReferenceBatch(), at the usual context, and the prefill rows that come with them.
+// Without a prompt: ReferenceBatch().
+BatchFeatures ReferenceBatch(const Workload& workload);
+
 }  // namespace millrace

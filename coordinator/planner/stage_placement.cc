@@ -19,7 +19,8 @@ constexpr double kNoise = 1.05;           // measured times closer than this are
 constexpr double kWorthMoving = 1.10;     // a new placement must be faster by this to displace a running one
 constexpr double kWorthMeasuring = 1.02;  // a cut must be faster by this to displace the one by elements
 
-// Seconds of ReferenceBatch() on one worker: fixed + element * (matrix elements) + layer * (layers) + head.
+// Seconds of the reference batch on one worker: fixed + element * (matrix elements) + layer * (layers) +
+// head.
 struct WorkerSpeed {
   double fixed = 0;
   double element = 0;
@@ -27,21 +28,21 @@ struct WorkerSpeed {
   double head = 0;
 };
 
-WorkerSpeed SpeedOf(const WorkerProfile& profile, const ModelShape& shape) {
-  const BatchFeatures batch = ReferenceBatch();
+WorkerSpeed SpeedOf(const WorkerProfile& profile, const ModelShape& shape, const BatchFeatures& batch) {
   const StageCost cost = MakeStageCost(profile, shape, {shape.num_layers - 1, 1});
   WorkerSpeed speed;
   speed.fixed = cost.fixed;
   speed.element = InterpolateCost(cost.rows, batch.rows()) / shape.layer_elements.back();
-  speed.layer = cost.decode_attention * batch.decode_attention;
+  speed.layer =
+      cost.decode_attention * batch.decode_attention + cost.prefill_attention * batch.prefill_attention;
   speed.head = InterpolateCost(cost.sampled, batch.sampled_rows);
   return speed;
 }
 
-WorkerSpeed SpeedByShape(const ModelShape& shape) {
+WorkerSpeed SpeedByShape(const ModelShape& shape, const BatchFeatures& batch) {
   WorkerSpeed speed;
-  speed.element = 1;
-  speed.head = shape.output_elements;
+  speed.element = batch.rows();
+  speed.head = shape.output_elements * batch.sampled_rows;
   return speed;
 }
 
@@ -90,6 +91,7 @@ class Placer {
   const ModelShape& shape_;
   const size_t stages_;
   const uint32_t layers_;
+  const BatchFeatures batch_;
   bool measured_ = false;
   std::vector<WorkerSpeed> speeds_;
   std::vector<double> elements_;       // before layer i
@@ -97,7 +99,11 @@ class Placer {
 };
 
 Placer::Placer(const PlacementInput& input)
-    : input_(input), shape_(*input.shape), stages_(input.workers.size()), layers_(shape_.num_layers) {
+    : input_(input),
+      shape_(*input.shape),
+      stages_(input.workers.size()),
+      layers_(shape_.num_layers),
+      batch_(ReferenceBatch(input.workload)) {
   elements_.assign(layers_ + 1, 0.0);
   std::partial_sum(shape_.layer_elements.begin(), shape_.layer_elements.end(), elements_.begin() + 1);
   layer_bytes_.assign(layers_ + 1, 0);
@@ -109,10 +115,10 @@ Placer::Placer(const PlacementInput& input)
 void Placer::MakeSpeeds() {
   std::vector<WorkerSpeed> known;
   for (const PlacedWorker& worker : input_.workers) {
-    if (worker.profile.has_value()) known.push_back(SpeedOf(*worker.profile, shape_));
+    if (worker.profile.has_value()) known.push_back(SpeedOf(*worker.profile, shape_, batch_));
   }
   measured_ = !known.empty();
-  const WorkerSpeed otherwise = measured_ ? Mean(known) : SpeedByShape(shape_);
+  const WorkerSpeed otherwise = measured_ ? Mean(known) : SpeedByShape(shape_, batch_);
   size_t next = 0;
   for (const PlacedWorker& worker : input_.workers) {
     speeds_.push_back(worker.profile.has_value() ? known[next++] : otherwise);
@@ -286,7 +292,8 @@ Placer::Choice Placer::BestOfAll() const {
 // The best of all, or the cut by elements in the order of the workers, if that is nearly as good.
 Placer::Choice Placer::Chosen(const Choice& best) const {
   if (!measured_) return best;
-  LayerCosts by_elements{shape_.layer_elements, 0, shape_.output_elements};
+  LayerCosts by_elements{shape_.layer_elements, 0,
+                         shape_.output_elements * batch_.sampled_rows / batch_.rows()};
   absl::StatusOr<std::vector<LayerRange>> ranges = PlaceLayers(by_elements, static_cast<uint32_t>(stages_));
   if (!ranges.ok()) return best;
   Choice plain;

@@ -9,6 +9,7 @@
 #include "common/worker_profile.h"
 #include "coordinator/planner/model_shape.h"
 #include "coordinator/planner/placement.h"
+#include "coordinator/planner/stage_costs.h"
 
 namespace millrace {
 
@@ -25,6 +26,7 @@ struct PlacementInput {
   std::vector<PlacedWorker> workers;  // one for each stage
   uint32_t max_rows = 0;
   uint32_t context_tokens = 0;
+  Workload workload;  // the stages are to be equal for
   // The user's choice: these ranges, whatever they cost. Empty: chosen here.
   std::vector<LayerRange> fixed;
   // What ran before: kept while it fits in memory and no other is more than 10 % faster, so that those who
@@ -38,7 +40,7 @@ struct StagePlacement {
   std::vector<LayerRange> ranges;  // by stage
   std::vector<size_t> workers;     // by stage: which of the input's
   bool measured = false;           // false: no worker had a profile, and the seconds are 0
-  std::vector<double> seconds;     // by stage, of ReferenceBatch()
+  std::vector<double> seconds;     // by stage, of ReferenceBatch(workload)
   double max_over_mean = 1;        // of the stages' times
   double bound = 1;                // the same of the best cut: what whole layers on these workers allow
 };
@@ -46,7 +48,8 @@ struct StagePlacement {
 // Contiguous layers such that the slowest stage is as fast as can be: exact, by dynamic programming, over all
 // ways to cut; and over all ways to give the stages to workers that are not pinned, as long as these are few
 // (about 2^workers x workers x layers^2 within kMaxPlacementSteps; beyond, workers keep the order they have).
-// Layers cost what MakeStageCost says of ReferenceBatch(), or their matrix elements if nothing was measured.
+// Layers cost what MakeStageCost says of ReferenceBatch(workload), or their matrix elements if nothing was
+// measured.
 //
 // Workers whose measured times differ by less than 5 % count as equal, and the cut by matrix elements is
 // taken if it is within 2 % of the best, so that noise does not move layers from one start to the next.

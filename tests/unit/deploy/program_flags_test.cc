@@ -92,11 +92,14 @@ TEST(CoordinatorFlagsTest, TakesHowToBatch) {
   const auto standard = ParseCoordinator({"--model", "m"});
   ASSERT_TRUE(standard.ok()) << standard.status();
   EXPECT_FALSE(standard->static_batching);
+  EXPECT_EQ(standard->workload.prompt_tokens, 0u);
   EXPECT_EQ(standard->inter_token_goal, absl::ZeroDuration());
-  const auto options =
-      ParseCoordinator({"--model", "m", "--batching", "static", "--inter-token-goal", "150ms"});
+  const auto options = ParseCoordinator(
+      {"--model", "m", "--batching", "static", "--inter-token-goal", "150ms", "--workload", "528:136"});
   ASSERT_TRUE(options.ok()) << options.status();
   EXPECT_TRUE(options->static_batching);
+  EXPECT_EQ(options->workload.prompt_tokens, 528u);
+  EXPECT_EQ(options->workload.output_tokens, 136u);
   EXPECT_EQ(options->inter_token_goal, absl::Milliseconds(150));
 }
 
@@ -123,6 +126,10 @@ TEST(CoordinatorFlagsTest, RefusesWhatDoesNotFitTogether) {
       {{"--model", "m", "--kv-block-tokens", "24"}, "--kv-block-tokens: 24 is not a multiple of 16"},
       {{"--model", "m", "--worker-timeout", "999ms"}, "--worker-timeout: at least 1s"},
       {{"--model", "m", "--max-input", "65MiB"}, "--max-input: at most 64MiB"},
+      {{"--model", "m", "--workload", "500"},
+       "--workload: '500' is not PROMPT:OUTPUT in tokens, such as 500:100"},
+      {{"--model", "m", "--workload", "5:0"},
+       "--workload: '5:0' is not PROMPT:OUTPUT in tokens, such as 500:100"},
       {{"--model", "m", "--batching", "eager"}, "--batching: 'eager' is not inflight or static"},
       {{"--model", "m", "--max-rows", "0"}, "--max-rows: '0'"},
   };

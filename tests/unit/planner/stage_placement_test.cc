@@ -93,6 +93,27 @@ TEST(StagePlacementTest, WithoutMeasurementItIsByElements) {
   EXPECT_THAT(placement->seconds, ElementsAre(0, 0));
 }
 
+// Prefill rows do not pass through the head: where they are most of the work, it counts for less.
+TEST(StagePlacementTest, TheHeadWeighsAsMuchAsItIsUsed) {
+  const ModelShape shape = Uniform(30, 9);
+  PlacementInput input;
+  input.shape = &shape;
+  input.max_rows = 128;
+  input.context_tokens = 100;
+  input.workers.resize(2);
+  EXPECT_THAT(Counts(*PlaceStages(input)), ElementsAre(19, 11));
+  input.workload = {528, 136};
+  EXPECT_THAT(Counts(*PlaceStages(input)), ElementsAre(16, 14));
+  for (PlacedWorker& worker : input.workers) {
+    worker.profile = Profile(1, 9);
+    worker.profile->layer = {{16, 16, 0, 0.016}, {128, 128, 0, 0.128}};
+    worker.profile->head = {{16, 16, 0, 0.144}, {32, 32, 0, 0.288}};
+  }
+  EXPECT_THAT(Counts(*PlaceStages(input)), ElementsAre(16, 14));
+  input.workload = {};
+  EXPECT_THAT(Counts(*PlaceStages(input)), ElementsAre(19, 11));
+}
+
 TEST(StagePlacementTest, AWorkerWithoutMeasurementIsAsFastAsTheMean) {
   const ModelShape shape = Uniform(30, 0);
   PlacementInput input = Input(shape, {1, 1}, 0);
