@@ -43,7 +43,7 @@ def poisson_rows(model, settings):
     per_window = [measure.window_stages(window) for window in report["windows"]]
     spread = measure.spread([_overall_bubble(stages) for stages in per_window])
     waits = [window["ttft_ms"]["p50"] for window in report["windows"] if window["ttft_ms"]["n"]]
-    return [Row("P2", "Poisson arrivals at 1.5 x capacity, prompts 32-1024, outputs 16-256: bubble", "<= 8 %", 0.08,
+    return [Row("P2", "Poisson arrivals at 1.5 x capacity, prompts 32-1024, outputs 16-256, placed for that (--workload): bubble", "<= 8 %", 0.08,
                 measured=spread["median"], spread=spread, noise=seen,
                 reference=f"{report['sent']} requests, {rate / _done(report['windows']):.1f} x what was done, "
                           f"{statistics.median(measure.throughput(w) for w in report['windows']):.0f} tokens/s",
