@@ -1,11 +1,13 @@
 #include "common/transport/hop_link.h"
 
 #include <deque>
+#include <thread>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "common/clock.h"
 #include "common/mutex.h"
+#include "common/process.h"
 #include "common/transport/channels.h"
 #include "common/transport/hop_frame.h"
 #include "grpcpp/generic/generic_stub.h"
@@ -32,6 +34,10 @@ class HopLink::Stream final : public grpc::ClientBidiReactor<grpc::ByteBuffer, g
     AddHold();
     StartRead(&incoming_);
     StartCall();
+    if (options_.own_writer) writer_ = std::thread([this] { WriteLoop(); });
+  }
+  ~Stream() override {
+    if (writer_.joinable()) writer_.join();
   }
 
   absl::Status WaitConnected(absl::Duration timeout) {
@@ -52,7 +58,13 @@ class HopLink::Stream final : public grpc::ClientBidiReactor<grpc::ByteBuffer, g
     MutexLock lock(&mutex_);
     if (ended_ || closing_ || queue_.size() >= options_.max_queued) return false;
     queue_.push_back(EncodeHopMessage(message));
-    if (queue_.size() == 1) StartWrite(&queue_.front());
+    if (queue_.size() > 1) return true;  // goes on when the write before it is done
+    if (options_.own_writer) {
+      write_due_ = true;
+      changed_.NotifyAll();
+    } else {
+      StartWrite(&queue_.front());
+    }
     return true;
   }
 
@@ -61,6 +73,7 @@ class HopLink::Stream final : public grpc::ClientBidiReactor<grpc::ByteBuffer, g
       MutexLock lock(&mutex_);
       if (closing_) return;
       closing_ = true;
+      changed_.NotifyAll();
     }
     context_.TryCancel();
   }
@@ -114,13 +127,24 @@ class HopLink::Stream final : public grpc::ClientBidiReactor<grpc::ByteBuffer, g
   }
 
  private:
+  void WriteLoop() {
+    NameThread("hop");
+    MutexLock lock(&mutex_);
+    while (!closing_) {
+      if (std::exchange(write_due_, false) && !ended_) StartWrite(&queue_.front());
+      if (!closing_ && !write_due_) changed_.Wait(&mutex_);
+    }
+  }
+
   const HopLinkOptions options_;
+  std::thread writer_;
   grpc::GenericStub stub_;
   grpc::ClientContext context_;
   grpc::ByteBuffer incoming_;
   Mutex mutex_;
   CondVar changed_;
   std::deque<grpc::ByteBuffer> queue_ ABSL_GUARDED_BY(mutex_);
+  bool write_due_ ABSL_GUARDED_BY(mutex_) = false;  // the first of the queue waits for the writer
   bool connected_ ABSL_GUARDED_BY(mutex_) = false;
   bool closing_ ABSL_GUARDED_BY(mutex_) = false;
   bool ended_ ABSL_GUARDED_BY(mutex_) = false;  // nothing may be started from outside any more

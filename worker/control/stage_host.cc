@@ -139,6 +139,7 @@ HopLinkOptions StageHost::LinkOptions(const std::string& address) const {
   link.secret = options_.secret;
   link.epoch = Epoch(assign_.epoch());
   link.max_queued = assign_.max_in_flight() + 1;
+  link.own_writer = true;
   link.on_broken = [this, epoch = link.epoch](absl::Status why) {
     options_.on_failed(epoch, std::move(why));
   };

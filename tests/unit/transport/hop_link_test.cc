@@ -50,7 +50,8 @@ class DeadPort {
   int port_ = 0;
 };
 
-class HopLinkTest : public ::testing::Test {
+// With and without a writer of its own.
+class HopLinkTest : public ::testing::TestWithParam<bool> {
  protected:
   HopLinkTest() : listener_(kSecret) {
     grpc::ServerBuilder builder;
@@ -83,6 +84,7 @@ class HopLinkTest : public ::testing::Test {
     options.secret = kSecret;
     options.epoch = Epoch(epoch);
     options.max_queued = 1000;
+    options.own_writer = GetParam();
     options.on_broken = [this](absl::Status why) { broken_.TryPush(std::move(why)); };
     return options;
   }
@@ -130,7 +132,9 @@ class HopLinkTest : public ::testing::Test {
   std::unique_ptr<HopLink> link_;
 };
 
-TEST_F(HopLinkTest, DeliversInTheOrderOfSending) {
+INSTANTIATE_TEST_SUITE_P(OwnWriter, HopLinkTest, ::testing::Bool());
+
+TEST_P(HopLinkTest, DeliversInTheOrderOfSending) {
   listener_.SetSession(Session(1));
   Connect();
   for (uint64_t id = 1; id <= 200; ++id) ASSERT_TRUE(link_->Send(Message(id, 1, id * 50)));
@@ -148,7 +152,7 @@ TEST_F(HopLinkTest, DeliversInTheOrderOfSending) {
 
 // The receiver is stuck with a message, more are queued than any buffer on the way holds, and yet what goes
 // by the control channel arrives.
-TEST_F(HopLinkTest, DoesNotHoldUpControlMessagesWhenItIsHeldUp) {
+TEST_P(HopLinkTest, DoesNotHoldUpControlMessagesWhenItIsHeldUp) {
   constexpr size_t kLarge = size_t{4} << 20;
   BoundedQueue<int> let_go(1);
   BoundedQueue<int> stuck(100);
@@ -174,14 +178,14 @@ TEST_F(HopLinkTest, DoesNotHoldUpControlMessagesWhenItIsHeldUp) {
   for (int i = 0; i < 16; ++i) ASSERT_TRUE(received_.Pop(kPatience).has_value());
 }
 
-TEST_F(HopLinkTest, SendsWhatWasQueuedBeforeTheConnectionStood) {
+TEST_P(HopLinkTest, SendsWhatWasQueuedBeforeTheConnectionStood) {
   listener_.SetSession(Session(1));
   link_ = std::make_unique<HopLink>(Options());
   ASSERT_TRUE(link_->Send(Message(1)));
   ASSERT_TRUE(received_.Pop(kPatience).has_value());
 }
 
-TEST_F(HopLinkTest, IsRefusedWithAWrongSecret) {
+TEST_P(HopLinkTest, IsRefusedWithAWrongSecret) {
   listener_.SetSession(Session(1));
   for (const char* secret : {"", "s3cre", "s3cret2", "S3cret"}) {
     HopLinkOptions options = Options();
@@ -190,7 +194,7 @@ TEST_F(HopLinkTest, IsRefusedWithAWrongSecret) {
   }
 }
 
-TEST_F(HopLinkTest, IsRefusedForAnyEpochButTheCurrentOne) {
+TEST_P(HopLinkTest, IsRefusedForAnyEpochButTheCurrentOne) {
   ExpectRefused(Options(1), absl::StatusCode::kFailedPrecondition, "epoch 1 is not the current one");
   listener_.SetSession(Session(2));
   for (const uint64_t epoch : {0, 1, 3}) {
@@ -200,7 +204,7 @@ TEST_F(HopLinkTest, IsRefusedForAnyEpochButTheCurrentOne) {
   ExpectRefused(Options(2), absl::StatusCode::kFailedPrecondition, "epoch 2 is not the current one");
 }
 
-TEST_F(HopLinkTest, IsEndedWhenTheSessionIsReplaced) {
+TEST_P(HopLinkTest, IsEndedWhenTheSessionIsReplaced) {
   listener_.SetSession(Session(1));
   Connect();
   listener_.SetSession(Session(2));
@@ -213,7 +217,7 @@ TEST_F(HopLinkTest, IsEndedWhenTheSessionIsReplaced) {
 }
 
 // Messages are on their way all the time while sessions come and go.
-TEST_F(HopLinkTest, DeliversNothingToASessionThatWasReplaced) {
+TEST_P(HopLinkTest, DeliversNothingToASessionThatWasReplaced) {
   for (uint64_t epoch = 1; epoch <= 8; ++epoch) {
     std::atomic<bool> over{false};
     std::atomic<int> late{0};
@@ -243,7 +247,7 @@ TEST_F(HopLinkTest, DeliversNothingToASessionThatWasReplaced) {
   }
 }
 
-TEST_F(HopLinkTest, DropsMessagesOfAnotherEpoch) {
+TEST_P(HopLinkTest, DropsMessagesOfAnotherEpoch) {
   listener_.SetSession(Session(1));
   Connect();
   ASSERT_TRUE(link_->Send(Message(1, 9)));
@@ -253,7 +257,7 @@ TEST_F(HopLinkTest, DropsMessagesOfAnotherEpoch) {
   EXPECT_EQ(message->microbatch, MicrobatchId(2));
 }
 
-TEST_F(HopLinkTest, BreaksWhenTheReceiverHasNoRoom) {
+TEST_P(HopLinkTest, BreaksWhenTheReceiverHasNoRoom) {
   HopSession session = Session(1);
   session.deliver = [this](HopMessage message) {
     return message.microbatch.value() < 3 && received_.TryPush(std::move(message));
@@ -265,7 +269,7 @@ TEST_F(HopLinkTest, BreaksWhenTheReceiverHasNoRoom) {
   EXPECT_EQ(received_.size(), 2u);
 }
 
-TEST_F(HopLinkTest, BreaksWhenAMessageExceedsTheLimits) {
+TEST_P(HopLinkTest, BreaksWhenAMessageExceedsTheLimits) {
   listener_.SetSession(Session(1));
   Connect();
   ASSERT_TRUE(link_->Send(Message(1, 1, (1 << 16) + 1)));
@@ -273,7 +277,7 @@ TEST_F(HopLinkTest, BreaksWhenAMessageExceedsTheLimits) {
   EXPECT_EQ(received_.size(), 0u);
 }
 
-TEST_F(HopLinkTest, BreaksOnceWhenThePeerGoes) {
+TEST_P(HopLinkTest, BreaksOnceWhenThePeerGoes) {
   listener_.SetSession(Session(1));
   Connect();
   StopServer();
@@ -286,7 +290,7 @@ TEST_F(HopLinkTest, BreaksOnceWhenThePeerGoes) {
   EXPECT_EQ(broken_.size(), 0u);
 }
 
-TEST_F(HopLinkTest, SurvivesSendingWhileItBreaks) {
+TEST_P(HopLinkTest, SurvivesSendingWhileItBreaks) {
   for (uint64_t epoch = 1; epoch <= 15; ++epoch) {
     listener_.SetSession(Session(epoch));
     Connect(epoch);
@@ -305,7 +309,7 @@ TEST_F(HopLinkTest, SurvivesSendingWhileItBreaks) {
   }
 }
 
-TEST_F(HopLinkTest, SaysWhenNothingAnswers) {
+TEST_P(HopLinkTest, SaysWhenNothingAnswers) {
   const DeadPort port;
   HopLinkOptions options = Options();
   options.address = port.address();
@@ -317,7 +321,7 @@ TEST_F(HopLinkTest, SaysWhenNothingAnswers) {
   EXPECT_EQ(broken_.size(), 0u);
 }
 
-TEST_F(HopLinkTest, QueuesNoMoreThanAgreedOn) {
+TEST_P(HopLinkTest, QueuesNoMoreThanAgreedOn) {
   const DeadPort port;
   HopLinkOptions options = Options();
   options.address = port.address();
@@ -327,7 +331,7 @@ TEST_F(HopLinkTest, QueuesNoMoreThanAgreedOn) {
   EXPECT_FALSE(link_->Send(Message(4)));
 }
 
-TEST_F(HopLinkTest, ReportsNothingOfItsOwnClosing) {
+TEST_P(HopLinkTest, ReportsNothingOfItsOwnClosing) {
   listener_.SetSession(Session(1));
   Connect();
   link_->Close();
@@ -339,7 +343,7 @@ TEST_F(HopLinkTest, ReportsNothingOfItsOwnClosing) {
   EXPECT_EQ(broken_.size(), 0u);
 }
 
-TEST_F(HopLinkTest, LetsManyLinksIn) {
+TEST_P(HopLinkTest, LetsManyLinksIn) {
   listener_.SetSession(Session(1));
   std::vector<std::unique_ptr<HopLink>> links;
   for (uint64_t i = 0; i < 8; ++i) {
