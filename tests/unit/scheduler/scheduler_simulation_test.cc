@@ -298,13 +298,24 @@ absl::Status Simulation::Run() {
 }
 
 constexpr uint64_t kSeedsPerShard = 1000;
+// A sanitizer, which is ten times slower, sees the first of each shard.
+#if defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+#define MILLRACE_SANITIZED
+#endif
+#endif
+#if defined(MILLRACE_SANITIZED)
+constexpr uint64_t kSeedsRun = 60;
+#else
+constexpr uint64_t kSeedsRun = kSeedsPerShard;
+#endif
 
 class SchedulerSimulationTest : public ::testing::TestWithParam<uint64_t> {};
 
 // MILLRACE_SIMULATION_SEED=N runs that seed alone, in whichever shard is asked for.
 TEST_P(SchedulerSimulationTest, EveryRequestGivesTheTokensItWouldGiveAlone) {
   uint64_t first = GetParam() * kSeedsPerShard + 1;
-  uint64_t last = first + kSeedsPerShard - 1;
+  uint64_t last = first + kSeedsRun - 1;
   if (const char* seed = std::getenv("MILLRACE_SIMULATION_SEED")) {
     ASSERT_TRUE(absl::SimpleAtoi(seed, &first)) << seed;
     last = first;
@@ -320,7 +331,7 @@ TEST_P(SchedulerSimulationTest, EveryRequestGivesTheTokensItWouldGiveAlone) {
     finished += simulation.finished();
     cached += simulation.cached();
   }
-  if (first == last) return;
+  if (last - first + 1 < kSeedsPerShard) return;  // too few for what follows
   RecordProperty("preemptions", std::to_string(preemptions));
   RecordProperty("finished", std::to_string(finished));
   EXPECT_GT(preemptions, 500u) << "the runs are too easy";
