@@ -114,11 +114,13 @@ TEST_F(ObserveTest, ATraceBringsMicrobatchesUntilItsTimeIsUp) {
 // A client that does not read leaves at most so many microbatches in memory; the rest is counted.
 TEST_F(ObserveTest, WhatASlowClientMissesIsCounted) {
   StartServer();
-  BeginTrace(2);
+  BeginTrace(5);
   const auto observer = observer_.lock();
   ASSERT_NE(observer, nullptr);
-  const MicrobatchAccount account = Account(1, Clock::Steady().Now());
-  constexpr uint64_t kMany = 60000;
+  MicrobatchAccount account = Account(1, Clock::Steady().Now());
+  // Of so many stages that all of them together are more than what connections hold unread.
+  account.visits.resize(24, account.visits[0]);
+  constexpr uint64_t kMany = 40000;
   for (uint64_t i = 0; i < kMany; ++i) observer->OnMicrobatch(Epoch(2), account);
   uint64_t got = 0;
   v1::TraceEvent event;
