@@ -135,12 +135,11 @@ double MatMulSeconds(const Backend& backend, const Shape& s, size_t rows, const 
   const size_t matrix = s.n * RowBytes(s);
   const size_t copies = bytes.size() / matrix;
   std::vector<float> x(rows * s.k, 0.5f), out(rows * s.n);
-  const size_t floats = MatMulScratchFloats(rows, s.k);
+  const size_t floats = backend.MatMulScratchFloats(rows, s.k);
   std::unique_ptr<float, void (*)(void*)> scratch(
       static_cast<float*>(std::aligned_alloc(64, (floats * sizeof(float) + 63) / 64 * 64)), std::free);
   MatMulArgs args;
-  args.x = x.data();
-  args.rows = rows;
+  args.x = backend.PrepareInput({x.data(), rows, s.k, nullptr});
   args.out = out.data();
   args.scratch = scratch.get();
   size_t next = 0;
@@ -190,7 +189,7 @@ void BenchAttention(const Backend& backend) {
     std::iota(ids.begin(), ids.end(), 0u);
     std::shuffle(ids.begin(), ids.end(), std::mt19937(1));
     std::vector<float> keys(context * kKvHeads * kHeadSize, 0.25f), values(keys.size(), 0.5f);
-    std::vector<float> scratch(AttentionScratchFloats(context, kHeads, kKvHeads));
+    std::vector<float> scratch(backend.AttentionScratchFloats(context, kHeads, kKvHeads));
     for (const size_t rows : {1, 128}) {
       std::vector<float> queries(rows * kHeads * kHeadSize, 0.1f), out(queries.size());
       const PagedKv kv{keys.data(), values.data(), kBlockTokens, kKvHeads, kHeadSize};
@@ -233,8 +232,8 @@ void BenchSmall(const Backend& backend) {
 
 int PrintPeaks() {
   std::string isa = "avx512";
-  if (!MakeCpuBackend(isa).ok()) isa = "avx2";
-  if (!MakeCpuBackend(isa).ok()) isa = "portable";
+  if (!MakeCpuBackend({.isa = isa}).ok()) isa = "avx2";
+  if (!MakeCpuBackend({.isa = isa}).ok()) isa = "portable";
   std::printf("{\"isa\": \"%s\", \"gflops\": %.1f, \"read_gbps\": %.2f}\n", isa.c_str(), FmaPeakGflops(isa),
               ReadGigabytesPerSecond());
   return 0;
@@ -245,7 +244,7 @@ int Main(int argc, char** argv) {
   if (isas == std::vector<std::string>{"--peaks"}) return PrintPeaks();
   if (isas.empty()) isas = {"avx2", "avx512"};
   for (const std::string& isa : isas) {
-    const auto backend = MakeCpuBackend(isa);
+    const auto backend = MakeCpuBackend({.isa = isa});
     if (!backend.ok()) {
       std::fprintf(stderr, "%s\n", std::string(backend.status().message()).c_str());
       continue;

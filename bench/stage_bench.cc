@@ -69,7 +69,7 @@ double Median(std::vector<double> values) {
 
 absl::StatusOr<std::unique_ptr<kernels::Backend>> MakeBackend(const std::string& isa) {
   if (isa == "reference") return kernels::MakeReferenceBackend();
-  return kernels::MakeCpuBackend(isa);
+  return kernels::MakeCpuBackend({.isa = isa});
 }
 
 absl::StatusOr<Bench> Load(const std::string& path, const std::string& isa) {

@@ -12,6 +12,7 @@
 #include "absl/strings/string_view.h"
 #include "kernels/embed.h"
 #include "kernels/matmul.h"
+#include "kernels/matmul_input.h"
 #include "kernels/paged_attention.h"
 #include "kernels/rms_norm.h"
 #include "kernels/rope.h"
@@ -19,7 +20,7 @@
 
 namespace millrace::kernels {
 
-// Stateless. Thread: any, but each call's buffers belong to the caller.
+// Thread: one at a time (its threads are shared by all calls); each call's buffers belong to the caller.
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -27,19 +28,39 @@ class Backend {
   // set.
   virtual std::string numeric_class() const = 0;
   virtual std::string name() const = 0;  // for people: instruction set in use
+  // Threads that work on each op, the caller included.
+  virtual size_t threads() const = 0;
+
+  // Bytes of `weights` as this backend wants them; 0: as they are. What Pack writes is for any backend of the
+  // same process and numeric class.
+  virtual size_t PackedBytes(const WeightMatrix& weights) const = 0;
+  // REQUIRES: PackedBytes(weights) is not 0; `to` has that many bytes, 64-byte aligned.
+  virtual WeightMatrix Pack(const WeightMatrix& weights, uint8_t* to) const = 0;
+
+  // Working memory of one op, for all threads.
+  virtual size_t MatMulScratchFloats(size_t max_rows, size_t max_columns) const = 0;
+  virtual size_t AttentionScratchFloats(size_t max_context_tokens, size_t heads, size_t kv_heads) const = 0;
+  virtual size_t MatMulInputBytes(size_t max_rows, size_t columns) const = 0;  // of PrepareInputArgs.buffer
+
+  // What MatMul takes. Points to args.x and args.buffer.
+  virtual MatMulInput PrepareInput(const PrepareInputArgs& args) const = 0;
 
   virtual void Embed(const EmbedArgs& args) const = 0;
   virtual void RmsNorm(const RmsNormArgs& args) const = 0;
   virtual void MatMul(const MatMulArgs& args) const = 0;
+  virtual void AddPartials(const AddPartialsArgs& args) const = 0;
   virtual void Rope(const RopeArgs& args) const = 0;
   virtual void StoreKv(const StoreKvArgs& args) const = 0;
   virtual void PagedAttention(const PagedAttentionArgs& args) const = 0;
   virtual void SwiGlu(const SwiGluArgs& args) const = 0;
 };
 
-// `isa`: "auto" (the best this machine has), "portable", "avx2" or "avx512". INVALID_ARGUMENT: unknown, or
-// not on this machine.
-absl::StatusOr<std::unique_ptr<Backend>> MakeCpuBackend(absl::string_view isa);
+struct CpuBackendOptions {
+  std::string isa = "auto";  // the best this machine has; or "portable", "avx2", "avx512", "avx512vnni"
+};
+
+// INVALID_ARGUMENT: an unknown instruction set, or one that is not on this machine.
+absl::StatusOr<std::unique_ptr<Backend>> MakeCpuBackend(const CpuBackendOptions& options);
 
 // Plain loops in float, the specification the others are tested against.
 std::unique_ptr<Backend> MakeReferenceBackend();

@@ -44,10 +44,7 @@ struct PagedAttentionArgs {
   size_t rows = 0;
   size_t heads = 0;          // a multiple of kv.kv_heads; head h reads KV head h / (heads / kv_heads)
   float scale = 0;           // 1 / sqrt(head_size)
-  float* scratch = nullptr;  // AttentionScratchFloats() floats, 64-byte aligned
+  float* scratch = nullptr;  // Backend::AttentionScratchFloats() floats, 64-byte aligned
 };
-
-// Scratch that any call needs whose rows end below position `max_context_tokens`.
-size_t AttentionScratchFloats(size_t max_context_tokens, size_t heads, size_t kv_heads);
 
 }  // namespace millrace::kernels

@@ -14,13 +14,15 @@ namespace millrace::kernels {
 enum class WeightType { kF32, kF16, kBF16, kQ8_0, kQ4_0, kQ4_1 };
 
 // [rows, columns], row-major: row r starts at data + r * row_bytes. `columns` is a multiple of the block
-// length.
+// length; a row may be longer (a slice of the columns of a larger matrix).
 struct WeightMatrix {
   const uint8_t* data = nullptr;
   WeightType type = WeightType::kF32;
   size_t rows = 0;
   size_t columns = 0;
   size_t row_bytes = 0;
+  // `data` is what Backend::Pack wrote, for the backend that wrote it; row_bytes says nothing. Not for Embed.
+  bool packed = false;
 };
 
 // Elements of one block (1 for the types that are not quantised), and bytes of one block.

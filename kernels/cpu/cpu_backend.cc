@@ -5,9 +5,15 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/backend.h"
 #include "kernels/cpu/op_table.h"
+#include "kernels/cpu/tile_sizes.h"
+#include "kernels/cpu/vec.h"
 
 namespace millrace::kernels {
 namespace {
+
+size_t RoundUpToLanes(size_t n) {
+  return (n + cpu::kVecLanes - 1) / cpu::kVecLanes * cpu::kVecLanes;
+}
 
 class CpuBackend : public Backend {
  public:
@@ -17,15 +23,37 @@ class CpuBackend : public Backend {
   std::string numeric_class() const override { return "cpu/f32"; }
   std::string name() const override { return absl::StrCat("cpu/", isa_); }
 
-  void Embed(const EmbedArgs& args) const override { ops_.embed(args); }
-  void RmsNorm(const RmsNormArgs& args) const override { ops_.rms_norm(args); }
-  void MatMul(const MatMulArgs& args) const override { ops_.mat_mul(args); }
-  void Rope(const RopeArgs& args) const override { ops_.rope(args); }
-  void StoreKv(const StoreKvArgs& args) const override { ops_.store_kv(args); }
-  void PagedAttention(const PagedAttentionArgs& args) const override { ops_.paged_attention(args); }
-  void SwiGlu(const SwiGluArgs& args) const override { ops_.swiglu(args); }
+  size_t threads() const override { return 1; }
+
+  size_t PackedBytes(const WeightMatrix&) const override { return 0; }
+  WeightMatrix Pack(const WeightMatrix& weights, uint8_t*) const override { return weights; }
+  size_t MatMulScratchFloats(size_t /*max_rows*/, size_t max_columns) const override {
+    return threads() * cpu::kPanelColumns * RoundUpToLanes(max_columns);
+  }
+  size_t AttentionScratchFloats(size_t max_context_tokens, size_t /*heads*/,
+                                size_t /*kv_heads*/) const override {
+    return cpu::kMaxAttentionQueries * RoundUpToLanes(max_context_tokens);
+  }
+  size_t MatMulInputBytes(size_t, size_t) const override { return 0; }
+  MatMulInput PrepareInput(const PrepareInputArgs& args) const override {
+    return {args.x, args.rows, args.columns, nullptr, nullptr, nullptr};
+  }
+
+  void Embed(const EmbedArgs& args) const override { Run(ops_.embed, args); }
+  void RmsNorm(const RmsNormArgs& args) const override { Run(ops_.rms_norm, args); }
+  void MatMul(const MatMulArgs& args) const override { Run(ops_.mat_mul, args); }
+  void AddPartials(const AddPartialsArgs& args) const override { Run(ops_.add_partials, args); }
+  void Rope(const RopeArgs& args) const override { Run(ops_.rope, args); }
+  void StoreKv(const StoreKvArgs& args) const override { Run(ops_.store_kv, args); }
+  void PagedAttention(const PagedAttentionArgs& args) const override { Run(ops_.paged_attention, args); }
+  void SwiGlu(const SwiGluArgs& args) const override { Run(ops_.swiglu, args); }
 
  private:
+  template <class Args>
+  void Run(void (*op)(const Args&, WorkShare), const Args& args) const {
+    op(args, WorkShare{});
+  }
+
   const std::string isa_;
   const cpu::OpTable& ops_;
 };
@@ -62,7 +90,8 @@ absl::Status NotOnThisMachine(absl::string_view isa) {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Backend>> MakeCpuBackend(absl::string_view isa) {
+absl::StatusOr<std::unique_ptr<Backend>> MakeCpuBackend(const CpuBackendOptions& options) {
+  const std::string& isa = options.isa;
   if (isa != "auto" && isa != "portable" && isa != "avx2" && isa != "avx512") {
     return absl::InvalidArgumentError(
         absl::StrCat("unknown instruction set '", isa, "'; use 'auto', 'portable', 'avx2' or 'avx512'"));

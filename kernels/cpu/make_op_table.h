@@ -1,6 +1,7 @@
 // Instantiates every CPU op for one register type.
 #pragma once
 
+#include "kernels/cpu/add_partials_impl.h"
 #include "kernels/cpu/embed_impl.h"
 #include "kernels/cpu/matmul_impl.h"
 #include "kernels/cpu/op_table.h"
@@ -16,7 +17,7 @@ namespace millrace::kernels::cpu {
 template <class Part>
 constexpr OpTable MakeOpTable() {
   using V = Vec<Part>;
-  return {Embed<V>, RmsNorm<V>, MatMul<V>, Rope<V>, StoreKv<V>, PagedAttention<V>, SwiGlu<V>};
+  return {Embed<V>, RmsNorm<V>, MatMul<V>, AddPartials<V>, Rope<V>, StoreKv<V>, PagedAttention<V>, SwiGlu<V>};
 }
 
 }  // namespace millrace::kernels::cpu

@@ -11,6 +11,7 @@
 #include "kernels/cpu/vec.h"
 #include "kernels/cpu/weight_reader.h"
 #include "kernels/matmul.h"
+#include "kernels/work_share.h"
 
 namespace millrace::kernels::cpu {
 
@@ -26,9 +27,23 @@ inline constexpr size_t kPartDepth = 384;
 // after column k.
 struct PanelOperands {
   const float* x;
+  size_t x_stride;
   size_t k;
   const float* panel;
   size_t panel_stride;
+};
+
+// One segment of a product, or one thread's share of it.
+struct Product {
+  const float* x;
+  size_t x_stride;
+  size_t rows;
+  WeightMatrix weights;  // of the segment's columns
+  float* out;
+  size_t out_stride;
+  bool accumulate;
+  size_t n_begin, n_end;  // weight rows to do
+  float* scratch;
 };
 
 template <class V>
@@ -45,13 +60,14 @@ MILLRACE_KERNEL_INLINE void StoreSums(const V* sums, size_t count, bool accumula
 
 // kRows rows of x against the weight rows n0 .. n0 + 3, dequantising in registers: best for few rows of x.
 template <class V, WeightType type, int kRows>
-inline void DirectTile(const MatMulArgs& args, size_t row0, size_t n0) {
+inline void DirectTile(const Product& args, size_t row0, size_t n0) {
   using Reader = WeightReader<V, type>;
   constexpr size_t kStep = Reader::kVectors * kVecLanes;
   const WeightMatrix& weights = args.weights;
   const size_t k = weights.columns;
   const size_t count = weights.rows - n0 < kPanelColumns ? weights.rows - n0 : kPanelColumns;
-  const float* x = args.x + row0 * k;
+  const size_t x_stride = args.x_stride;
+  const float* x = args.x + row0 * x_stride;
   const uint8_t* w[kPanelColumns];
   for (size_t c = 0; c < kPanelColumns; ++c) {
     w[c] = weights.data + (n0 + (c < count ? c : count - 1)) * weights.row_bytes;
@@ -73,7 +89,7 @@ inline void DirectTile(const MatMulArgs& args, size_t row0, size_t n0) {
       Reader::Load(w[c] + s * Reader::kBytes, values);
       for (size_t i = 0; i < Reader::kVectors; ++i) {
         for (int r = 0; r < kRows; ++r) {
-          acc[r][c] = Fma(V::Load(x + r * k + s * kStep + i * kVecLanes), values[i], acc[r][c]);
+          acc[r][c] = Fma(V::Load(x + r * x_stride + s * kStep + i * kVecLanes), values[i], acc[r][c]);
         }
       }
     }
@@ -83,13 +99,13 @@ inline void DirectTile(const MatMulArgs& args, size_t row0, size_t n0) {
       for (size_t c = 0; c < kPanelColumns; ++c) {
         const V value = LoadWeightTail<V, type>(w[c] + steps * Reader::kBytes, tail);
         for (int r = 0; r < kRows; ++r) {
-          acc[r][c] = Fma(V::LoadPartial(x + r * k + steps * kStep, tail), value, acc[r][c]);
+          acc[r][c] = Fma(V::LoadPartial(x + r * x_stride + steps * kStep, tail), value, acc[r][c]);
         }
       }
     }
   }
   for (int r = 0; r < kRows; ++r) {
-    StoreSums(acc[r], count, args.accumulate, args.out + (row0 + r) * weights.rows + n0);
+    StoreSums(acc[r], count, args.accumulate, args.out + (row0 + r) * args.out_stride + n0);
   }
 }
 
@@ -108,7 +124,7 @@ MILLRACE_KERNEL_INLINE void AddPanelPart(const PanelOperands& operands, size_t b
   const float* w = operands.panel + part * P::kLanes;
   for (size_t i = begin; i < end; i += kVecLanes) {
     P xv[kRows];
-    for (int r = 0; r < kRows; ++r) xv[r] = P::Load(x + r * operands.k + i);
+    for (int r = 0; r < kRows; ++r) xv[r] = P::Load(x + r * operands.x_stride + i);
     for (size_t c = 0; c < kPanelColumns; ++c) {
       const P wv = P::Load(w + c * operands.panel_stride + i);
       for (int r = 0; r < kRows; ++r) acc[r][c] = Fma(xv[r], wv, acc[r][c]);
@@ -143,18 +159,19 @@ MILLRACE_KERNEL_INLINE void PanelTile(const PanelOperands& operands, V (*sums)[k
 }
 
 template <class V, int kRows>
-inline void RunPanelTile(const MatMulArgs& args, size_t row0, size_t n0, size_t count) {
+inline void RunPanelTile(const Product& args, size_t row0, size_t n0, size_t count) {
   V sums[kRows][kPanelColumns];
   const size_t k = args.weights.columns;
-  PanelTile<V, kRows>({args.x + row0 * k, k, args.scratch, PanelStride<V>(k)}, sums);
+  PanelTile<V, kRows>({args.x + row0 * args.x_stride, args.x_stride, k, args.scratch, PanelStride<V>(k)},
+                      sums);
   for (int r = 0; r < kRows; ++r) {
-    StoreSums(sums[r], count, args.accumulate, args.out + (row0 + r) * args.weights.rows + n0);
+    StoreSums(sums[r], count, args.accumulate, args.out + (row0 + r) * args.out_stride + n0);
   }
 }
 
 // The rows that do not fill a whole tile: rows in 1 .. kRows.
 template <class V, int kRows>
-inline void RunPanelRest(const MatMulArgs& args, size_t row0, size_t rows, size_t n0, size_t count) {
+inline void RunPanelRest(const Product& args, size_t row0, size_t rows, size_t n0, size_t count) {
   if (rows == kRows) return RunPanelTile<V, kRows>(args, row0, n0, count);
   if constexpr (kRows > 1) RunPanelRest<V, kRows - 1>(args, row0, rows, n0, count);
 }
@@ -169,12 +186,12 @@ inline void DequantizePanel(const WeightMatrix& weights, size_t n0, size_t count
 }
 
 template <class V, WeightType type>
-inline void PanelMatMul(const MatMulArgs& args) {
+inline void PanelMatMul(const Product& args) {
   constexpr size_t kTile = V::Part::kPanelTileRows;
   const size_t n = args.weights.rows;
   for (size_t begin = 0; begin < args.rows; begin += kRowBlock) {
     const size_t end = args.rows - begin < kRowBlock ? args.rows : begin + kRowBlock;
-    for (size_t n0 = 0; n0 < n; n0 += kPanelColumns) {
+    for (size_t n0 = args.n_begin; n0 < args.n_end; n0 += kPanelColumns) {
       const size_t count = n - n0 < kPanelColumns ? n - n0 : kPanelColumns;
       DequantizePanel<V, type>(args.weights, n0, count, args.scratch);
       size_t row = begin;
@@ -185,24 +202,56 @@ inline void PanelMatMul(const MatMulArgs& args) {
 }
 
 template <class V, WeightType type, int kRows>
-inline void DirectMatMul(const MatMulArgs& args) {
+inline void DirectMatMul(const Product& args) {
   if (args.rows == kRows) {
-    for (size_t n0 = 0; n0 < args.weights.rows; n0 += kPanelColumns) DirectTile<V, type, kRows>(args, 0, n0);
+    for (size_t n0 = args.n_begin; n0 < args.n_end; n0 += kPanelColumns)
+      DirectTile<V, type, kRows>(args, 0, n0);
     return;
   }
   if constexpr (kRows > 1) DirectMatMul<V, type, kRows - 1>(args);
 }
 
 template <class V>
-void MatMul(const MatMulArgs& args) {
-  if (args.rows == 0) return;
-  WithWeightType(args.weights.type, [&]<WeightType type>() {
-    if (args.rows <= V::Part::kDirectRows) {
-      DirectMatMul<V, type, V::Part::kDirectRows>(args);
+inline void RunProduct(const Product& product) {
+  WithWeightType(product.weights.type, [&]<WeightType type>() {
+    if (product.rows <= V::Part::kDirectRows) {
+      DirectMatMul<V, type, V::Part::kDirectRows>(product);
     } else {
-      PanelMatMul<V, type>(args);
+      PanelMatMul<V, type>(product);
     }
   });
+}
+
+// Columns [begin, end) of the weights.
+inline WeightMatrix Columns(const WeightMatrix& weights, size_t begin, size_t end) {
+  WeightMatrix slice = weights;
+  slice.data += begin / WeightBlockElements(weights.type) * WeightBlockBytes(weights.type);
+  slice.columns = end - begin;
+  return slice;
+}
+
+template <class V>
+void MatMul(const MatMulArgs& args, WorkShare share) {
+  const WorkShare::Range range = share.Of(args.weights.rows, kPanelColumns);
+  if (args.x.rows == 0 || range.begin == range.end) return;
+  Product product;
+  product.x_stride = args.x.columns;
+  product.rows = args.x.rows;
+  product.out_stride = args.out_stride == 0 ? args.weights.rows : args.out_stride;
+  product.n_begin = range.begin;
+  product.n_end = range.end;
+  product.scratch = args.scratch + share.index * kPanelColumns * PanelStride<V>(args.weights.columns);
+  const size_t segments = args.segment_ends.empty() ? 1 : args.segment_ends.size();
+  size_t begin = 0;
+  for (size_t i = 0; i < segments; ++i) {
+    const size_t end = args.segment_ends.empty() ? args.weights.columns : args.segment_ends[i];
+    product.x = args.x.x + begin;
+    product.weights = Columns(args.weights, begin, end);
+    product.out = args.out + (args.store == MatMulStore::kPartials ? i * args.partial_stride : 0);
+    product.accumulate = args.store == MatMulStore::kAdd || (args.store == MatMulStore::kReplace && i > 0);
+    RunProduct<V>(product);
+    begin = end;
+  }
 }
 
 }  // namespace millrace::kernels::cpu

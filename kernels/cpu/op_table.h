@@ -7,17 +7,21 @@
 #include "kernels/rms_norm.h"
 #include "kernels/rope.h"
 #include "kernels/swiglu.h"
+#include "kernels/work_share.h"
 
 namespace millrace::kernels::cpu {
 
+// Each does one share of the work of its call; all shares together do the whole, in any order and at the same
+// time.
 struct OpTable {
-  void (*embed)(const EmbedArgs&);
-  void (*rms_norm)(const RmsNormArgs&);
-  void (*mat_mul)(const MatMulArgs&);
-  void (*rope)(const RopeArgs&);
-  void (*store_kv)(const StoreKvArgs&);
-  void (*paged_attention)(const PagedAttentionArgs&);
-  void (*swiglu)(const SwiGluArgs&);
+  void (*embed)(const EmbedArgs&, WorkShare);
+  void (*rms_norm)(const RmsNormArgs&, WorkShare);
+  void (*mat_mul)(const MatMulArgs&, WorkShare);
+  void (*add_partials)(const AddPartialsArgs&, WorkShare);
+  void (*rope)(const RopeArgs&, WorkShare);
+  void (*store_kv)(const StoreKvArgs&, WorkShare);
+  void (*paged_attention)(const PagedAttentionArgs&, WorkShare);
+  void (*swiglu)(const SwiGluArgs&, WorkShare);
 };
 
 extern const OpTable kPortableOps;

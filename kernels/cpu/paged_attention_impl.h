@@ -17,6 +17,7 @@
 #include "kernels/cpu/tile_sizes.h"
 #include "kernels/cpu/vec.h"
 #include "kernels/paged_attention.h"
+#include "kernels/work_share.h"
 
 namespace millrace::kernels::cpu {
 
@@ -201,7 +202,8 @@ inline void AttendRest(const PagedAttentionArgs& args, size_t kv_head, size_t fi
 }
 
 template <class V>
-void PagedAttention(const PagedAttentionArgs& args) {
+void PagedAttention(const PagedAttentionArgs& args, WorkShare share) {
+  if (share.index != 0) return;
   constexpr size_t kTile = V::Part::kAttentionQueries;
   static_assert(kTile <= kMaxAttentionQueries);
   const size_t queries = args.rows * (args.heads / args.kv.kv_heads);

@@ -3,14 +3,16 @@
 
 #include "kernels/cpu/vec.h"
 #include "kernels/rms_norm.h"
+#include "kernels/work_share.h"
 
 namespace millrace::kernels::cpu {
 
 template <class V>
-void RmsNorm(const RmsNormArgs& args) {
+void RmsNorm(const RmsNormArgs& args, WorkShare share) {
+  const WorkShare::Range rows = share.Of(args.rows);
   const size_t whole = args.columns / kVecLanes * kVecLanes;
   const size_t tail = args.columns - whole;
-  for (size_t r = 0; r < args.rows; ++r) {
+  for (size_t r = rows.begin; r < rows.end; ++r) {
     const float* x = args.x + r * args.columns;
     float* out = args.out + r * args.columns;
     V squares = V::Set1(0);

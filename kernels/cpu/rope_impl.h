@@ -3,13 +3,15 @@
 #pragma once
 
 #include "kernels/rope.h"
+#include "kernels/work_share.h"
 
 namespace millrace::kernels::cpu {
 
 template <class V>
-void Rope(const RopeArgs& args) {
+void Rope(const RopeArgs& args, WorkShare share) {
+  const WorkShare::Range rows = share.Of(args.rows);
   const size_t pairs = args.rope_dims / 2;
-  for (size_t r = 0; r < args.rows; ++r) {
+  for (size_t r = rows.begin; r < rows.end; ++r) {
     const float* cos_sin = args.cos_sin + args.positions[r] * args.rope_dims;
     for (size_t h = 0; h < args.heads; ++h) {
       float* head = args.x + (r * args.heads + h) * args.head_size;

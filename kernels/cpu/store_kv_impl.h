@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "kernels/paged_attention.h"
+#include "kernels/work_share.h"
 
 namespace millrace::kernels::cpu {
 
@@ -28,9 +29,10 @@ struct HeadCache {
 };
 
 template <class V>
-void StoreKv(const StoreKvArgs& args) {
+void StoreKv(const StoreKvArgs& args, WorkShare share) {
+  const WorkShare::Range heads = share.Of(args.kv.kv_heads);
   const size_t head_size = args.kv.head_size;
-  for (size_t h = 0; h < args.kv.kv_heads; ++h) {
+  for (size_t h = heads.begin; h < heads.end; ++h) {
     const HeadCache<V> cache{args.kv, args.block_ids, h};
     for (size_t r = 0; r < args.rows; ++r) {
       const size_t position = args.first_position + r;

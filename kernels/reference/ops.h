@@ -14,6 +14,7 @@ namespace millrace::kernels::reference {
 void Embed(const EmbedArgs& args);
 void RmsNorm(const RmsNormArgs& args);
 void MatMul(const MatMulArgs& args);
+void AddPartials(const AddPartialsArgs& args);
 void Rope(const RopeArgs& args);
 void StoreKv(const StoreKvArgs& args);
 void PagedAttention(const PagedAttentionArgs& args);

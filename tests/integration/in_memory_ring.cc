@@ -45,7 +45,7 @@ InMemoryRing::InMemoryRing(const TinyLlamaOptions& model, const InMemoryRingOpti
   auto shape = ReadHyperParameters(*file_);
   MILLRACE_CHECK(shape.ok());
   shape_ = *shape;
-  auto backend = kernels::MakeCpuBackend("auto");
+  auto backend = kernels::MakeCpuBackend({.isa = "auto"});
   MILLRACE_CHECK(backend.ok());
   backend_ = *std::move(backend);
   SchedulerOptions scheduler;

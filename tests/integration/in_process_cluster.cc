@@ -131,7 +131,7 @@ v1::WorkerMessage MakeHello(const std::string& fingerprint) {
 }
 
 TestWorker::TestWorker(const Options& options) : options_(options) {
-  backend_ = *kernels::MakeCpuBackend("auto");
+  backend_ = *kernels::MakeCpuBackend({.isa = "auto"});
   StageHostOptions host;
   host.backend = backend_.get();
   host.listener = &listener_;

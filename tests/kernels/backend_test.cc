@@ -6,21 +6,22 @@ namespace millrace::kernels {
 namespace {
 
 TEST(BackendTest, RefusesAnUnknownInstructionSet) {
-  const auto backend = MakeCpuBackend("sse9");
+  const auto backend = MakeCpuBackend({.isa = "sse9"});
   EXPECT_EQ(backend.status().code(), absl::StatusCode::kInvalidArgument);
   EXPECT_NE(std::string(backend.status().message()).find("sse9"), std::string::npos);
-  EXPECT_FALSE(MakeCpuBackend("").ok());
+  EXPECT_FALSE(MakeCpuBackend({.isa = ""}).ok());
 }
 
 TEST(BackendTest, AlwaysHasPortableAndAuto) {
-  ASSERT_TRUE(MakeCpuBackend("portable").ok());
-  EXPECT_EQ((*MakeCpuBackend("portable"))->name(), "cpu/portable");
-  ASSERT_TRUE(MakeCpuBackend("auto").ok());
-  EXPECT_EQ((*MakeCpuBackend("auto"))->name(), "cpu/" + CpuBackends().back());
+  ASSERT_TRUE(MakeCpuBackend({.isa = "portable"}).ok());
+  EXPECT_EQ((*MakeCpuBackend({.isa = "portable"}))->name(), "cpu/portable");
+  ASSERT_TRUE(MakeCpuBackend({.isa = "auto"}).ok());
+  EXPECT_EQ((*MakeCpuBackend({.isa = "auto"}))->name(), "cpu/" + CpuBackends().back());
 }
 
 TEST(BackendTest, PutsAllInstructionSetsInOneNumericClassAndTheReferenceInAnother) {
-  for (const std::string& isa : CpuBackends()) EXPECT_EQ((*MakeCpuBackend(isa))->numeric_class(), "cpu/f32");
+  for (const std::string& isa : CpuBackends())
+    EXPECT_EQ((*MakeCpuBackend({.isa = isa}))->numeric_class(), "cpu/f32");
   EXPECT_EQ(MakeReferenceBackend()->numeric_class(), "reference/f32");
 }
 

@@ -37,14 +37,14 @@ void FillRow(WeightType type, size_t columns, std::mt19937& random, uint8_t* row
 
 std::unique_ptr<Backend> MakeBackend(const std::string& name) {
   if (name == "reference") return MakeReferenceBackend();
-  auto backend = MakeCpuBackend(name);
+  auto backend = MakeCpuBackend({.isa = name});
   return backend.ok() ? *std::move(backend) : nullptr;
 }
 
 std::vector<std::string> CpuBackends() {
   std::vector<std::string> names;
   for (const char* isa : {"portable", "avx2", "avx512"}) {
-    if (MakeCpuBackend(isa).ok()) names.push_back(isa);
+    if (MakeCpuBackend({.isa = isa}).ok()) names.push_back(isa);
   }
   return names;
 }
@@ -108,13 +108,18 @@ std::vector<float> RunMatMul(const Backend& backend, const MatMulCase& c) {
   const size_t k = weights.columns;
   GuardedFloats x(std::vector<float>(c.x.begin(), c.x.begin() + static_cast<std::ptrdiff_t>(c.rows * k)));
   GuardedFloats out = c.out.empty() ? GuardedFloats(c.rows * weights.rows) : GuardedFloats(c.out);
-  GuardedFloats scratch(MatMulScratchFloats(c.rows, k), GuardedFloats::Alignment::kCacheLine);
+  GuardedFloats scratch(backend.MatMulScratchFloats(c.rows, k), GuardedFloats::Alignment::kCacheLine);
+  std::vector<uint8_t> prepared(backend.MatMulInputBytes(c.rows, k) + 64);
+  PrepareInputArgs prepare;
+  prepare.x = x.data();
+  prepare.rows = c.rows;
+  prepare.columns = k;
+  prepare.buffer = reinterpret_cast<uint8_t*>((reinterpret_cast<uintptr_t>(prepared.data()) + 63) / 64 * 64);
   MatMulArgs args;
-  args.x = x.data();
-  args.rows = c.rows;
+  args.x = backend.PrepareInput(prepare);
   args.weights = weights;
   args.out = out.data();
-  args.accumulate = !c.out.empty();
+  args.store = c.out.empty() ? MatMulStore::kReplace : MatMulStore::kAdd;
   args.scratch = scratch.data();
   backend.MatMul(args);
   EXPECT_TRUE(x.Intact() && out.Intact() && scratch.Intact()) << "wrote outside of its buffers";

@@ -62,7 +62,7 @@ class Cache {
     const auto begin = sequence.queries.begin() + static_cast<std::ptrdiff_t>(first * width);
     GuardedFloats queries(std::vector<float>(begin, begin + static_cast<std::ptrdiff_t>(rows * width)));
     GuardedFloats out(rows * width);
-    GuardedFloats scratch(AttentionScratchFloats(first + rows, s.heads, s.kv_heads),
+    GuardedFloats scratch(backend.AttentionScratchFloats(first + rows, s.heads, s.kv_heads),
                           GuardedFloats::Alignment::kCacheLine);
     backend.PagedAttention({kv_, queries.data(), out.data(), ids_.data(), static_cast<uint32_t>(first), rows,
                             s.heads, sequence.scale(), scratch.data()});

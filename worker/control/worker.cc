@@ -104,7 +104,7 @@ absl::Status Worker::Prepare() {
   if (!options_.join_secret_file.empty()) {
     ASSIGN_OR_RETURN(secret_, ReadSecretFile(options_.join_secret_file));
   }
-  ASSIGN_OR_RETURN(backend_, kernels::MakeCpuBackend(options_.isa));
+  ASSIGN_OR_RETURN(backend_, kernels::MakeCpuBackend({.isa = options_.isa}));
   LogInfo("kernels: ", backend_->name(), ", numeric class ", backend_->numeric_class());
   listener_ = std::make_unique<HopListener>(secret_);
   StageHostOptions host;
@@ -410,7 +410,7 @@ absl::Status WorkerFlags::CheckLocal() const {
     return absl::InvalidArgumentError(
         absl::StrCat("--unix-sockets: '", options.unix_sockets, "' is not auto or off"));
   }
-  const absl::Status isa = kernels::MakeCpuBackend(options.isa).status();
+  const absl::Status isa = kernels::MakeCpuBackend({.isa = options.isa}).status();
   if (isa.ok()) return absl::OkStatus();
   return absl::InvalidArgumentError(absl::StrCat("--isa: ", isa.message()));
 }

@@ -4,20 +4,19 @@
 
 #include "common/check.h"
 #include "common/status_macros.h"
-#include "kernels/matmul.h"
-#include "kernels/paged_attention.h"
 
 namespace millrace {
 
-absl::StatusOr<Activations> Activations::Allocate(const HyperParameters& hyper_parameters, uint32_t max_rows,
+absl::StatusOr<Activations> Activations::Allocate(const HyperParameters& hyper_parameters,
+                                                  const kernels::Backend& backend, uint32_t max_rows,
                                                   uint32_t context_tokens) {
   const HyperParameters& h = hyper_parameters;
   const uint64_t attention_width = uint64_t{h.num_heads} * h.head_size;
   const uint64_t kv_width = uint64_t{h.num_kv_heads} * h.head_size;
   const uint64_t widest = std::max<uint64_t>({h.hidden_size, attention_width, h.ffn_size});
   const uint64_t scratch =
-      std::max(kernels::MatMulScratchFloats(max_rows, widest),
-               kernels::AttentionScratchFloats(context_tokens, h.num_heads, h.num_kv_heads));
+      std::max(backend.MatMulScratchFloats(max_rows, widest),
+               backend.AttentionScratchFloats(context_tokens, h.num_heads, h.num_kv_heads));
   Activations a;
   ASSIGN_OR_RETURN(a.normed, FloatBuffer::Allocate("normed activations", {max_rows, h.hidden_size}));
   ASSIGN_OR_RETURN(a.queries, FloatBuffer::Allocate("queries", {max_rows, attention_width}));

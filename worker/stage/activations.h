@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "kernels/backend.h"
 #include "model/hyper_parameters.h"
 #include "worker/stage/float_buffer.h"
 #include "worker/stage/stage_batch.h"
@@ -27,7 +28,8 @@ struct Activations {
   std::vector<uint32_t> positions;  // [max_rows]
 
   // RESOURCE_EXHAUSTED: not enough memory.
-  static absl::StatusOr<Activations> Allocate(const HyperParameters& hyper_parameters, uint32_t max_rows,
+  static absl::StatusOr<Activations> Allocate(const HyperParameters& hyper_parameters,
+                                              const kernels::Backend& backend, uint32_t max_rows,
                                               uint32_t context_tokens);
 
   // Token ids and positions of the rows, and where their residual stream is. REQUIRES: batch.rows() <=

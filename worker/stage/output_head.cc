@@ -29,7 +29,7 @@ absl::StatusOr<std::unique_ptr<OutputHead>> OutputHead::Create(const HyperParame
   ASSIGN_OR_RETURN(head->logits_, FloatBuffer::Allocate("logits", {kMaxLogitRows, h.vocabulary_size}));
   ASSIGN_OR_RETURN(head->scratch_,
                    FloatBuffer::Allocate("output matrix scratch",
-                                         {kernels::MatMulScratchFloats(kMaxLogitRows, h.hidden_size)}));
+                                         {backend.MatMulScratchFloats(kMaxLogitRows, h.hidden_size)}));
   return head;
 }
 
@@ -97,8 +97,11 @@ absl::Span<const float> OutputHead::Logits(absl::Span<const uint32_t> rows,
     backend_.RmsNorm(norm);
   }
   kernels::MatMulArgs product;
-  product.x = normed_.data();
-  product.rows = rows.size();
+  kernels::PrepareInputArgs prepare;
+  prepare.x = normed_.data();
+  prepare.rows = rows.size();
+  prepare.columns = shape_.hidden_size;
+  product.x = backend_.PrepareInput(prepare);
   product.weights = weights_.output;
   product.out = logits_.data();
   product.scratch = scratch_.data();

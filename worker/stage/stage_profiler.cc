@@ -106,7 +106,7 @@ absl::Status Profiler::Prepare(const GgufFile& file) {
   weights_ = ViewStageWeights(file, {shape_.num_layers - num_layers, num_layers, false, true});
   PageIn(weights_, nullptr);
   ASSIGN_OR_RETURN(rope_table_, MakeRopeTable(shape_, weights_.rope_freqs, far_context_ + chunk_));
-  ASSIGN_OR_RETURN(activations_, Activations::Allocate(shape_, rows_, far_context_ + chunk_));
+  ASSIGN_OR_RETURN(activations_, Activations::Allocate(shape_, backend_, rows_, far_context_ + chunk_));
   ASSIGN_OR_RETURN(output_head_, OutputHead::Create(shape_, weights_, backend_));
   KvCache::Shape cache{1, num_blocks_, options_.block_tokens, shape_.num_kv_heads, shape_.head_size};
   ASSIGN_OR_RETURN(cache_, KvCache::Create(cache));

@@ -76,11 +76,18 @@ void TransformerLayer::Norm(const std::vector<float>& weight, size_t rows) {
   backend_.RmsNorm(norm);
 }
 
+kernels::MatMulInput TransformerLayer::Prepared(const FloatBuffer& x, size_t columns, size_t rows) {
+  kernels::PrepareInputArgs prepare;
+  prepare.x = x.data();
+  prepare.rows = rows;
+  prepare.columns = columns;
+  return backend_.PrepareInput(prepare);
+}
+
 void TransformerLayer::Multiply(const FloatBuffer& x, const kernels::WeightMatrix& weights, size_t rows,
                                 FloatBuffer& out) {
   kernels::MatMulArgs product;
-  product.x = x.data();
-  product.rows = rows;
+  product.x = Prepared(x, weights.columns, rows);
   product.weights = weights;
   product.out = out.data();
   product.scratch = a_.scratch.data();
@@ -89,11 +96,10 @@ void TransformerLayer::Multiply(const FloatBuffer& x, const kernels::WeightMatri
 
 void TransformerLayer::AddProduct(const FloatBuffer& x, const kernels::WeightMatrix& weights, size_t rows) {
   kernels::MatMulArgs product;
-  product.x = x.data();
-  product.rows = rows;
+  product.x = Prepared(x, weights.columns, rows);
   product.weights = weights;
   product.out = a_.residual;
-  product.accumulate = true;
+  product.store = kernels::MatMulStore::kAdd;
   product.scratch = a_.scratch.data();
   backend_.MatMul(product);
 }

@@ -29,6 +29,7 @@ class TransformerLayer {
   void FeedForward(const LayerWeights& weights, size_t rows);
 
   void Norm(const std::vector<float>& weight, size_t rows);  // residual to normed
+  kernels::MatMulInput Prepared(const FloatBuffer& x, size_t columns, size_t rows);
   void Multiply(const FloatBuffer& x, const kernels::WeightMatrix& weights, size_t rows, FloatBuffer& out);
   void AddProduct(const FloatBuffer& x, const kernels::WeightMatrix& weights, size_t rows);  // to residual
   void Rotate(FloatBuffer& heads, uint32_t num_heads, size_t rows);

@@ -18,7 +18,7 @@ class StageProfilerTest : public ::testing::Test {
     ASSERT_TRUE(file.ok()) << file.status();
     file_ = *std::move(file);
     shape_ = *ReadHyperParameters(*file_);
-    backend_ = *kernels::MakeCpuBackend("auto");
+    backend_ = *kernels::MakeCpuBackend({.isa = "auto"});
   }
 
   absl::StatusOr<WorkerProfile> Measure(uint32_t max_rows, uint32_t context) {

@@ -27,7 +27,8 @@ void OkOrDie(const absl::Status& status) {
 }  // namespace
 
 std::unique_ptr<kernels::Backend> MakeBackend(const std::string& isa) {
-  return isa == "reference" ? kernels::MakeReferenceBackend() : ValueOrDie(kernels::MakeCpuBackend(isa));
+  return isa == "reference" ? kernels::MakeReferenceBackend()
+                            : ValueOrDie(kernels::MakeCpuBackend({.isa = isa}));
 }
 
 TestModel TestModel::FromBytes(std::vector<uint8_t> bytes, const std::string& isa) {

@@ -36,7 +36,7 @@ class StageRunnerTest : public ::testing::Test {
     bytes_ = BuildTinyLlama(tiny);
     file_ = *GgufFile::Parse(bytes_, "tiny");
     const HyperParameters shape = *ReadHyperParameters(*file_);
-    backend_ = *kernels::MakeCpuBackend("portable");
+    backend_ = *kernels::MakeCpuBackend({.isa = "portable"});
     const StageLayout layout{first ? 0u : last ? 2u : 1u, first && last ? 3u : 1u, first, last};
     model_ = *StageModel::Create(*file_, shape, *backend_, {layout, kRows, 64});
     cache_ =
