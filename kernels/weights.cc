@@ -13,7 +13,12 @@ size_t WeightBlockElements(WeightType type) {
     case WeightType::kQ8_0:
     case WeightType::kQ4_0:
     case WeightType::kQ4_1:
+    case WeightType::kQ5_0:
       return kBlockElements;
+    case WeightType::kQ4_K:
+    case WeightType::kQ5_K:
+    case WeightType::kQ6_K:
+      return kSuperBlockElements;
   }
   return 0;
 }
@@ -31,6 +36,14 @@ size_t WeightBlockBytes(WeightType type) {
       return kQ4_0Bytes;
     case WeightType::kQ4_1:
       return kQ4_1Bytes;
+    case WeightType::kQ5_0:
+      return kQ5_0Bytes;
+    case WeightType::kQ4_K:
+      return kQ4_KBytes;
+    case WeightType::kQ5_K:
+      return kQ5_KBytes;
+    case WeightType::kQ6_K:
+      return kQ6_KBytes;
   }
   return 0;
 }

@@ -63,6 +63,7 @@ template <class V, WeightType type, int kRows>
 inline void DirectTile(const Product& args, size_t row0, size_t n0) {
   using Reader = WeightReader<V, type>;
   constexpr size_t kStep = Reader::kVectors * kVecLanes;
+  constexpr size_t kStepBytes = Reader::kBytes / Reader::kSteps;
   const WeightMatrix& weights = args.weights;
   const size_t k = weights.columns;
   const size_t count = weights.rows - n0 < kPanelColumns ? weights.rows - n0 : kPanelColumns;
@@ -81,12 +82,12 @@ inline void DirectTile(const Product& args, size_t row0, size_t n0) {
   // short rows.
   const uint8_t* next = weights.data + (n0 + kPanelColumns) * weights.row_bytes;
   for (size_t s = 0; s < steps; ++s) {
-    for (size_t i = 0; i < kPanelColumns * Reader::kBytes; i += kCacheLine) {
-      __builtin_prefetch(next + s * kPanelColumns * Reader::kBytes + i);
+    for (size_t i = 0; i < kPanelColumns * kStepBytes; i += kCacheLine) {
+      __builtin_prefetch(next + s * kPanelColumns * kStepBytes + i);
     }
     for (size_t c = 0; c < kPanelColumns; ++c) {
       V values[Reader::kVectors];
-      Reader::Load(w[c] + s * Reader::kBytes, values);
+      Reader::Load(w[c] + s / Reader::kSteps * Reader::kBytes, s % Reader::kSteps, values);
       for (size_t i = 0; i < Reader::kVectors; ++i) {
         for (int r = 0; r < kRows; ++r) {
           acc[r][c] = Fma(V::Load(x + r * x_stride + s * kStep + i * kVecLanes), values[i], acc[r][c]);

@@ -30,6 +30,13 @@ TEST(WeightsTest, KnowsTheSizesOfBlocks) {
   EXPECT_EQ(WeightBlockBytes(WeightType::kQ4_0), 18u);
   EXPECT_EQ(WeightBlockBytes(WeightType::kQ4_1), 20u);
   EXPECT_EQ(WeightBlockElements(WeightType::kQ4_1), 32u);
+  EXPECT_EQ(WeightBlockBytes(WeightType::kQ5_0), 22u);
+  EXPECT_EQ(WeightBlockBytes(WeightType::kQ4_K), 144u);
+  EXPECT_EQ(WeightBlockBytes(WeightType::kQ5_K), 176u);
+  EXPECT_EQ(WeightBlockBytes(WeightType::kQ6_K), 210u);
+  for (const WeightType type : {WeightType::kQ4_K, WeightType::kQ5_K, WeightType::kQ6_K}) {
+    EXPECT_EQ(WeightBlockElements(type), 256u);
+  }
   EXPECT_EQ(WeightBlockBytes(WeightType::kBF16), 2u);
   EXPECT_EQ(WeightBlockElements(WeightType::kF32), 1u);
 }

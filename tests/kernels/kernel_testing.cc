@@ -1,5 +1,7 @@
 #include "tests/kernels/kernel_testing.h"
 
+#include <algorithm>
+
 namespace millrace::kernels {
 namespace {
 
@@ -12,6 +14,10 @@ void PutHalf(uint8_t* p, std::mt19937& random) {
   const uint32_t bits = (random() & 1u) << 15 | exponent << 10 | random() % 1024;
   p[0] = static_cast<uint8_t>(bits);
   p[1] = static_cast<uint8_t>(bits >> 8);
+}
+
+bool HasMinimum(WeightType type) {
+  return type == WeightType::kQ4_1 || type == WeightType::kQ4_K || type == WeightType::kQ5_K;
 }
 
 void FillRow(WeightType type, size_t columns, std::mt19937& random, uint8_t* row) {
@@ -28,8 +34,12 @@ void FillRow(WeightType type, size_t columns, std::mt19937& random, uint8_t* row
       block[1] = static_cast<uint8_t>(0x3D + (random() & 1) + (random() & 1) * 0x80);
       continue;
     }
+    if (type == WeightType::kQ6_K) {
+      PutHalf(block + block_bytes - 2, random);
+      continue;
+    }
     PutHalf(block, random);
-    if (type == WeightType::kQ4_1) PutHalf(block + 2, random);
+    if (HasMinimum(type)) PutHalf(block + 2, random);
   }
 }
 
@@ -75,6 +85,10 @@ bool GuardedFloats::Intact() const {
     if ((p < begin || p >= end) && *p != kGuard) return false;
   }
   return true;
+}
+
+size_t AtLeastABlock(WeightType type, size_t least) {
+  return std::max(least, WeightBlockElements(type));
 }
 
 OwnedWeights RandomWeights(WeightType type, size_t rows, size_t columns, uint32_t seed) {

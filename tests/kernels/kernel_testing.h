@@ -16,8 +16,9 @@
 namespace millrace::kernels {
 
 inline const std::vector<size_t> kRowCounts = {1, 2, 3, 5, 7, 8, 9, 16, 17, 33, 64, 65};
-inline const std::vector<WeightType> kWeightTypes = {WeightType::kF32,  WeightType::kF16,  WeightType::kBF16,
-                                                     WeightType::kQ8_0, WeightType::kQ4_0, WeightType::kQ4_1};
+inline const std::vector<WeightType> kWeightTypes = {
+    WeightType::kF32,  WeightType::kF16,  WeightType::kBF16, WeightType::kQ8_0, WeightType::kQ4_0,
+    WeightType::kQ4_1, WeightType::kQ5_0, WeightType::kQ4_K, WeightType::kQ5_K, WeightType::kQ6_K};
 
 // "reference" or an instruction set for MakeCpuBackend.
 std::unique_ptr<Backend> MakeBackend(const std::string& name);
@@ -43,6 +44,9 @@ class GuardedFloats {
   float* data_ = nullptr;
   size_t count_ = 0;
 };
+
+// `least`, or the columns of one block if that is more.
+size_t AtLeastABlock(WeightType type, size_t least);
 
 // A matrix and the memory it lies in, exactly as long as its rows, at an odd address for the quantised types.
 struct OwnedWeights {

@@ -53,6 +53,7 @@ std::vector<double> Bounds(const Expected& expected, size_t count, size_t terms)
 
 std::vector<size_t> Columns(WeightType type) {
   if (WeightBlockElements(type) == 1) return {1, 5, 32, 47, 96};
+  if (WeightBlockElements(type) == 256) return {256, 768};
   return {32, 96, 160};
 }
 
@@ -153,18 +154,19 @@ TEST_P(MatMulTest, GivesARowTheSameBitsInEveryBatch) {
 TEST_P(MatMulTest, GivesEveryRowAloneTheBitsItHasInTheBatch) {
   const auto backend = MakeBackend(GetParam());
   for (const WeightType type : kWeightTypes) {
-    const OwnedWeights weights = RandomWeights(type, 17, 96, 10);
+    const size_t k = AtLeastABlock(type, 96);
+    const OwnedWeights weights = RandomWeights(type, 17, k, 10);
     MatMulCase c;
     c.weights = &weights;
-    c.x = RandomFloats(kMaxRows * 96, 11);
+    c.x = RandomFloats(kMaxRows * k, 11);
     c.rows = kMaxRows;
     const std::vector<float> whole = RunMatMul(*backend, c);
     for (size_t r = 0; r < kMaxRows; ++r) {
       MatMulCase alone;
       alone.weights = &weights;
       alone.rows = 1;
-      alone.x.assign(c.x.begin() + static_cast<std::ptrdiff_t>(r * 96),
-                     c.x.begin() + static_cast<std::ptrdiff_t>((r + 1) * 96));
+      alone.x.assign(c.x.begin() + static_cast<std::ptrdiff_t>(r * k),
+                     c.x.begin() + static_cast<std::ptrdiff_t>((r + 1) * k));
       const std::vector<float> row(whole.begin() + static_cast<std::ptrdiff_t>(r * 17),
                                    whole.begin() + static_cast<std::ptrdiff_t>((r + 1) * 17));
       ASSERT_TRUE(IsBitEqual(RunMatMul(*backend, alone), row)) << "row " << r;
