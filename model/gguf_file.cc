@@ -128,8 +128,16 @@ TensorTypeLayout LayoutOf(TensorType type) {
       return {32, 18};
     case TensorType::kQ4_1:
       return {32, 20};
+    case TensorType::kQ5_0:
+      return {32, 22};
     case TensorType::kQ8_0:
       return {32, 34};
+    case TensorType::kQ4_K:
+      return {256, 144};
+    case TensorType::kQ5_K:
+      return {256, 176};
+    case TensorType::kQ6_K:
+      return {256, 210};
   }
   MILLRACE_CHECK(false);
 }
@@ -146,8 +154,16 @@ absl::string_view NameOf(TensorType type) {
       return "Q4_0";
     case TensorType::kQ4_1:
       return "Q4_1";
+    case TensorType::kQ5_0:
+      return "Q5_0";
     case TensorType::kQ8_0:
       return "Q8_0";
+    case TensorType::kQ4_K:
+      return "Q4_K";
+    case TensorType::kQ5_K:
+      return "Q5_K";
+    case TensorType::kQ6_K:
+      return "Q6_K";
   }
   MILLRACE_CHECK(false);
 }

@@ -22,11 +22,16 @@ enum class TensorType : uint32_t {
   kF16 = 1,
   kQ4_0 = 2,
   kQ4_1 = 3,
+  kQ5_0 = 6,
   kQ8_0 = 8,
+  kQ4_K = 12,
+  kQ5_K = 13,
+  kQ6_K = 14,
   kBF16 = 30,
 };
 
-// Elements in one block of the type and bytes of that block; F32 is {1, 4}, Q4_1 is {32, 20}.
+// Elements in one block of the type and bytes of that block; F32 is {1, 4}, Q4_1 is {32, 20}, Q4_K is {256,
+// 144}.
 struct TensorTypeLayout {
   uint32_t elements;
   uint32_t bytes;

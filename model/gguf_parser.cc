@@ -295,15 +295,15 @@ absl::string_view UnsupportedTypeName(uint32_t number) {
                                           "",
                                           "Q4_2 (withdrawn)",
                                           "Q4_3 (withdrawn)",
-                                          "Q5_0",
+                                          "",
                                           "Q5_1",
                                           "",
                                           "Q8_1",
                                           "Q2_K",
                                           "Q3_K",
-                                          "Q4_K",
-                                          "Q5_K",
-                                          "Q6_K",
+                                          "",
+                                          "",
+                                          "",
                                           "Q8_K",
                                           "IQ2_XXS",
                                           "IQ2_XS",
@@ -337,13 +337,18 @@ absl::string_view UnsupportedTypeName(uint32_t number) {
 
 absl::StatusOr<TensorType> ReadTensorType(GgufCursor& cursor) {
   ASSIGN_OR_RETURN(const uint32_t number, cursor.Read<uint32_t>("tensor type"));
-  constexpr absl::string_view kSupported = "supported are F32, F16, BF16, Q8_0, Q4_0 and Q4_1";
+  constexpr absl::string_view kSupported =
+      "supported are F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q4_K, Q5_K and Q6_K";
   switch (static_cast<TensorType>(number)) {
     case TensorType::kF32:
     case TensorType::kF16:
     case TensorType::kQ4_0:
     case TensorType::kQ4_1:
+    case TensorType::kQ5_0:
     case TensorType::kQ8_0:
+    case TensorType::kQ4_K:
+    case TensorType::kQ5_K:
+    case TensorType::kQ6_K:
     case TensorType::kBF16:
       return static_cast<TensorType>(number);
   }

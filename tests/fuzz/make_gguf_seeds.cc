@@ -47,11 +47,19 @@ void AddModels(Seeds& seeds) {
   untied.rope_linear_factor = 2;
   untied.type = TensorType::kBF16;
   seeds["model_untied_bf16"] = SmallModel(untied).Build();
-  for (const TensorType type : {TensorType::kQ4_0, TensorType::kQ4_1, TensorType::kQ8_0}) {
+  for (const TensorType type : {TensorType::kQ4_0, TensorType::kQ4_1, TensorType::kQ5_0, TensorType::kQ8_0}) {
     const TinyLlamaOptions shape = {
         .hidden = 32, .ffn = 32, .heads = 2, .kv_heads = 1, .head_size = 16, .type = type};
     seeds["model_" + std::string(NameOf(type))] = SmallModel(shape).Build();
   }
+  // A model of super-blocks would be large: tensors alone.
+  GgufBuilder super_blocks;
+  for (const TensorType type : {TensorType::kQ4_K, TensorType::kQ5_K, TensorType::kQ6_K}) {
+    const size_t bytes = LayoutOf(type).bytes;
+    super_blocks.AddTensor(
+        {std::string(NameOf(type)), static_cast<uint32_t>(type), {256}, std::vector<uint8_t>(bytes), {}});
+  }
+  seeds["super_blocks"] = super_blocks.Build();
 }
 
 void AddMetadata(Seeds& seeds) {
@@ -98,7 +106,7 @@ void AddBroken(Seeds& seeds) {
   seeds["broken_dimensions"] = dimensions.Build();
 
   GgufBuilder type;
-  type.AddTensor({"t", 12, {256}, std::vector<uint8_t>(144), {}});
+  type.AddTensor({"t", 10, {256}, std::vector<uint8_t>(84), {}});
   seeds["unsupported_type"] = type.Build();
 
   GgufBuilder counts;

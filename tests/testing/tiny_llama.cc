@@ -1,16 +1,12 @@
 #include "tests/testing/tiny_llama.h"
 
-#include <algorithm>
-#include <bit>
-#include <cmath>
-
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "common/check.h"
+#include "tests/testing/encode_tensor.h"
 
 namespace millrace {
 namespace {
-
-constexpr size_t kBlock = 32;
 
 // SplitMix64 (Steele, Lea, Flood 2014): unlike the distributions of <random>, the same everywhere.
 class Random {
@@ -31,78 +27,6 @@ class Random {
  private:
   uint64_t state_;
 };
-
-// IEEE half, to nearest even. REQUIRES: finite and in the range of half.
-uint16_t ToHalf(float value) {
-  const uint32_t sign = (std::bit_cast<uint32_t>(value) >> 16) & 0x8000;
-  const float magnitude = std::fabs(value);
-  MILLRACE_CHECK(magnitude < 65504.0f);
-  // Below the least normal half the spacing is fixed; above it the exponent gives it. nearbyint rounds to
-  // even.
-  const int exponent = magnitude < 0x1p-14f ? -14 : std::ilogb(magnitude);
-  const auto steps = static_cast<uint32_t>(std::nearbyint(std::ldexp(magnitude, 10 - exponent)));
-  // A carry out of the mantissa runs into the exponent, as it should.
-  const uint32_t bits = magnitude < 0x1p-14f ? steps : (static_cast<uint32_t>(exponent + 14) << 10) + steps;
-  return static_cast<uint16_t>(sign | bits);
-}
-
-float FromHalf(uint16_t half) {
-  const int exponent = (half >> 10) & 31;
-  const int mantissa = half & 1023;
-  const float magnitude = exponent == 0 ? std::ldexp(static_cast<float>(mantissa), -24)
-                                        : std::ldexp(static_cast<float>(mantissa + 1024), exponent - 25);
-  return (half & 0x8000) != 0 ? -magnitude : magnitude;
-}
-
-uint16_t ToBfloat16(float value) {
-  const auto bits = std::bit_cast<uint32_t>(value);
-  return static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-}
-
-// value = scale * q, q in -127 .. 127.
-void EncodeQ8_0(const float* x, std::vector<uint8_t>& out) {
-  float largest = 0;
-  for (size_t i = 0; i < kBlock; ++i) largest = std::max(largest, std::fabs(x[i]));
-  const uint16_t half = ToHalf(largest / 127);
-  const float scale = FromHalf(half);
-  AppendBytes(out, half);
-  for (size_t i = 0; i < kBlock; ++i) {
-    const float q = scale == 0 ? 0 : std::clamp(std::nearbyint(x[i] / scale), -127.0f, 127.0f);
-    AppendBytes(out, static_cast<int8_t>(q));
-  }
-}
-
-uint8_t Nibble(float value, float scale) {
-  return scale == 0 ? 0 : static_cast<uint8_t>(std::clamp(std::nearbyint(value / scale), 0.0f, 15.0f));
-}
-
-// Byte i of the 16 holds element i in its low half and element i + 16 in its high one.
-void AppendNibbles(const float* x, float lowest, float scale, std::vector<uint8_t>& out) {
-  for (size_t i = 0; i < kBlock / 2; ++i) {
-    const uint8_t low = Nibble(x[i] - lowest, scale);
-    const uint8_t high = Nibble(x[i + kBlock / 2] - lowest, scale);
-    out.push_back(static_cast<uint8_t>(low | (high << 4)));
-  }
-}
-
-// value = scale * (q - 8), q in 0 .. 15.
-void EncodeQ4_0(const float* x, std::vector<uint8_t>& out) {
-  float largest = 0;
-  for (size_t i = 0; i < kBlock; ++i) largest = std::max(largest, std::fabs(x[i]));
-  const uint16_t half = ToHalf(largest / 8);
-  AppendBytes(out, half);
-  AppendNibbles(x, -8 * FromHalf(half), FromHalf(half), out);
-}
-
-// value = minimum + scale * q, q in 0 .. 15.
-void EncodeQ4_1(const float* x, std::vector<uint8_t>& out) {
-  const auto [low, high] = std::minmax_element(x, x + kBlock);
-  const uint16_t scale = ToHalf((*high - *low) / 15);
-  const uint16_t minimum = ToHalf(*low);
-  AppendBytes(out, scale);
-  AppendBytes(out, minimum);
-  AppendNibbles(x, FromHalf(minimum), FromHalf(scale), out);
-}
 
 std::string Utf8(uint32_t code_point) {  // below U+0800 is all that is needed
   if (code_point < 0x80) return std::string(1, static_cast<char>(code_point));
@@ -199,10 +123,14 @@ class TensorAdder {
     Random random(options_.seed, name);
     std::vector<float> values(rows * columns);
     for (float& value : values) value = options_.weight_std * random.Bell();
+    TensorType type = options_.type;
+    for (const auto& [end, other] : options_.types_of) {
+      if (absl::EndsWith(name, end)) type = other;
+    }
     builder_.AddTensor({.name = name,
-                        .type = static_cast<uint32_t>(options_.type),
+                        .type = static_cast<uint32_t>(type),
                         .shape = {columns, rows},
-                        .bytes = EncodeTensor(options_.type, values),
+                        .bytes = EncodeTensor(type, values),
                         .offset = std::nullopt});
   }
 
@@ -224,37 +152,6 @@ class TensorAdder {
 };
 
 }  // namespace
-
-std::vector<uint8_t> EncodeTensor(TensorType type, const std::vector<float>& values) {
-  const size_t step = LayoutOf(type).elements;
-  MILLRACE_CHECK(values.size() % step == 0);
-  std::vector<uint8_t> out;
-  out.reserve(values.size() / step * LayoutOf(type).bytes);
-  for (size_t i = 0; i < values.size(); i += step) {
-    const float* x = values.data() + i;
-    switch (type) {
-      case TensorType::kF32:
-        AppendBytes(out, *x);
-        break;
-      case TensorType::kF16:
-        AppendBytes(out, ToHalf(*x));
-        break;
-      case TensorType::kBF16:
-        AppendBytes(out, ToBfloat16(*x));
-        break;
-      case TensorType::kQ8_0:
-        EncodeQ8_0(x, out);
-        break;
-      case TensorType::kQ4_0:
-        EncodeQ4_0(x, out);
-        break;
-      case TensorType::kQ4_1:
-        EncodeQ4_1(x, out);
-        break;
-    }
-  }
-  return out;
-}
 
 GgufBuilder TinyLlamaBuilder(const TinyLlamaOptions& options) {
   GgufBuilder builder;

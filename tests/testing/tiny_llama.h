@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "model/gguf_file.h"
@@ -11,8 +12,8 @@
 
 namespace millrace {
 
-// REQUIRES: heads a multiple of kv_heads; for Q8_0, Q4_0 and Q4_1 hidden, ffn and heads * head_size multiples
-// of 32; vocabulary at least kTinyLlamaMinVocabulary.
+// REQUIRES: heads a multiple of kv_heads; hidden, ffn and heads * head_size multiples of the type's block (32
+// or 256 elements for those that are quantised); vocabulary at least kTinyLlamaMinVocabulary.
 struct TinyLlamaOptions {
   uint32_t layers = 3;
   uint32_t hidden = 64;
@@ -24,6 +25,8 @@ struct TinyLlamaOptions {
   uint32_t vocabulary = 320;
   uint32_t context = 512;
   TensorType type = TensorType::kF32;  // of all matrices, embedding and output included
+  // Other types, of matrices by how their names end: {"ffn_down.weight", kQ6_K}; the last that fits counts.
+  std::vector<std::pair<std::string, TensorType>> types_of = {};
   bool tied = true;
   bool rope_freqs = false;
   float rope_base = 10000.0f;
@@ -46,8 +49,5 @@ inline constexpr uint32_t kTinyLlamaMinVocabulary = 300;
 // F32 and the Q8_0 model of one seed are nearly the same model.
 GgufBuilder TinyLlamaBuilder(const TinyLlamaOptions& options);  // to change before Build()
 std::vector<uint8_t> BuildTinyLlama(const TinyLlamaOptions& options);
-
-// Elements of a tensor, rounded to the type and laid out as in a file. REQUIRES: a whole number of blocks.
-std::vector<uint8_t> EncodeTensor(TensorType type, const std::vector<float>& values);
 
 }  // namespace millrace

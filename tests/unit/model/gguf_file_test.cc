@@ -190,9 +190,11 @@ TEST(GgufFileTest, KnowsTheLayoutOfEachType) {
     absl::string_view name;
     uint32_t elements;
     uint32_t bytes;
-  } kCases[] = {{TensorType::kF32, "F32", 1, 4},     {TensorType::kF16, "F16", 1, 2},
-                {TensorType::kBF16, "BF16", 1, 2},   {TensorType::kQ8_0, "Q8_0", 32, 34},
-                {TensorType::kQ4_0, "Q4_0", 32, 18}, {TensorType::kQ4_1, "Q4_1", 32, 20}};
+  } kCases[] = {{TensorType::kF32, "F32", 1, 4},       {TensorType::kF16, "F16", 1, 2},
+                {TensorType::kBF16, "BF16", 1, 2},     {TensorType::kQ8_0, "Q8_0", 32, 34},
+                {TensorType::kQ4_0, "Q4_0", 32, 18},   {TensorType::kQ4_1, "Q4_1", 32, 20},
+                {TensorType::kQ5_0, "Q5_0", 32, 22},   {TensorType::kQ4_K, "Q4_K", 256, 144},
+                {TensorType::kQ5_K, "Q5_K", 256, 176}, {TensorType::kQ6_K, "Q6_K", 256, 210}};
   for (const auto& c : kCases) {
     EXPECT_EQ(NameOf(c.type), c.name);
     EXPECT_EQ(LayoutOf(c.type).elements, c.elements) << c.name;

@@ -319,10 +319,9 @@ std::string RefusalOfTensor(const std::function<void(GgufTensorSpec&)>& change) 
 }
 
 TEST(GgufHostileTest, RefusesUnknownTensorTypes) {
-  EXPECT_THAT(
-      RefusalOfTensor([](GgufTensorSpec& t) { t.type = 12; }),
-      HasSubstr(
-          "its type Q4_K (type 12) is not supported yet; supported are F32, F16, BF16, Q8_0, Q4_0 and Q4_1"));
+  EXPECT_THAT(RefusalOfTensor([](GgufTensorSpec& t) { t.type = 10; }),
+              HasSubstr("its type Q2_K (type 10) is not supported yet; supported are F32, F16, BF16, Q8_0, "
+                        "Q4_0, Q4_1, Q5_0, Q4_K, Q5_K and Q6_K"));
   for (const uint32_t unknown : {4u, 5u, 31u, 43u, 1000u, UINT32_MAX}) {
     EXPECT_THAT(RefusalOfTensor([&](GgufTensorSpec& t) { t.type = unknown; }),
                 HasSubstr(absl::StrCat("type ", unknown)));
@@ -350,6 +349,11 @@ TEST(GgufHostileTest, RefusesBadShapes) {
               HasSubstr("more than 2^63"));
   EXPECT_THAT(RefusalOfTensor([](GgufTensorSpec& t) { t.type = 8; }),
               HasSubstr("has 16 columns, must be a multiple of 32 for type Q8_0"));
+  EXPECT_THAT(RefusalOfTensor([](GgufTensorSpec& t) {
+                t.type = 14;
+                t.shape = {64, 4};
+              }),
+              HasSubstr("has 64 columns, must be a multiple of 256 for type Q6_K"));
 }
 
 TEST(GgufHostileTest, RefusesTensorsOutsideTheFile) {

@@ -52,7 +52,7 @@ HyperParameters ReadAfter(const std::function<void(GgufBuilder&)>& change,
 
 TEST(HyperParametersTest, ReadsAModelOfEachType) {
   for (const TensorType type : {TensorType::kF32, TensorType::kF16, TensorType::kBF16, TensorType::kQ8_0,
-                                TensorType::kQ4_0, TensorType::kQ4_1}) {
+                                TensorType::kQ4_0, TensorType::kQ4_1, TensorType::kQ5_0}) {
     const auto model = Read(TinyLlamaBuilder({.layers = 2, .type = type}));
     ASSERT_TRUE(model.ok()) << model.status();
     EXPECT_EQ(model->name, "tiny");
@@ -71,6 +71,18 @@ TEST(HyperParametersTest, ReadsAModelOfEachType) {
     EXPECT_EQ(model->context_tokens, 512u);
     EXPECT_TRUE(model->tied_output);
     EXPECT_EQ(model->KvBytesPerToken(2), 2u * 2 * 2 * 16 * 4);
+  }
+}
+
+TEST(HyperParametersTest, ReadsModelsOfSuperBlocksAndMixedTypes) {
+  TinyLlamaOptions options = {.layers = 2, .hidden = 256, .ffn = 512, .head_size = 64};
+  for (const TensorType type : {TensorType::kQ4_K, TensorType::kQ5_K, TensorType::kQ6_K}) {
+    options.type = type;
+    options.types_of = {{"ffn_down.weight", TensorType::kQ6_K}, {"attn_v.weight", TensorType::kQ5_0}};
+    const auto model = Read(TinyLlamaBuilder(options));
+    ASSERT_TRUE(model.ok()) << model.status();
+    EXPECT_EQ(model->hidden_size, 256u);
+    EXPECT_EQ(model->ffn_size, 512u);
   }
 }
 

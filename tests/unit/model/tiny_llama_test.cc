@@ -8,6 +8,7 @@
 #include <set>
 
 #include "model/gguf_file.h"
+#include "tests/testing/encode_tensor.h"
 
 namespace millrace {
 namespace {
@@ -93,6 +94,53 @@ TEST(EncodeTensorTest, QuantisesARamp) {
   EXPECT_EQ(q41[3], 0xcc);      // minimum -16
   EXPECT_EQ(q41[4] & 15, 0);    // the minimum itself
   EXPECT_EQ(q41[19] >> 4, 15);  // the maximum
+}
+
+TEST(EncodeTensorTest, QuantisesARampToFiveBits) {
+  std::vector<float> ramp(32);
+  for (int i = 0; i < 32; ++i) ramp[i] = static_cast<float>(i - 16);
+  const std::vector<uint8_t> q5 = EncodeTensor(TensorType::kQ5_0, ramp);
+  ASSERT_EQ(q5.size(), 22u);
+  EXPECT_EQ(q5[1], 0x3c);  // scale 1, so that element i has quant i
+  EXPECT_THAT(std::vector<uint8_t>(q5.begin() + 2, q5.begin() + 8),
+              ElementsAre(0, 0, 0xff, 0xff, 0x00, 0x11));
+}
+
+// Sub-block s steps by s + 1 (times 2^-4) from -(s + 1) (times 2^-3): all values can be kept exactly, and
+// scales and minima are odd numbers and not, on both sides of the fourth bit.
+TEST(EncodeTensorTest, QuantisesSuperBlocks) {
+  std::vector<float> values(256);
+  for (int i = 0; i < 256; ++i) {
+    const int s = i / 32;
+    values[i] = static_cast<float>((s + 1) * 7 * (i % 16)) / 16 - static_cast<float>((s + 1) * 7) / 8;
+  }
+  // The largest scale and minimum are 63 only where the eighth sub-block's are, which makes d 1/9 * 8.
+  const std::vector<uint8_t> q4 = EncodeTensor(TensorType::kQ4_K, values);
+  ASSERT_EQ(q4.size(), 144u);
+  EXPECT_EQ(q4[4] & 63, 8);                        // 63 / 8 of the first sub-block's scale, rounded
+  EXPECT_EQ(q4[5] & 63, 16);                       // the second's
+  EXPECT_EQ((q4[15] & 15) | q4[7] >> 6 << 4, 63);  // the eighth's
+  EXPECT_EQ(q4[15] >> 4 | q4[11] >> 6 << 4, 63);   // and its minimum
+  EXPECT_EQ(q4[16 + 96 + 5] >> 4, 5);              // its elements number themselves
+  EXPECT_EQ(q4[16 + 96 + 31] >> 4, 15);
+  const std::vector<uint8_t> q5 = EncodeTensor(TensorType::kQ5_K, values);
+  ASSERT_EQ(q5.size(), 176u);
+  EXPECT_EQ(q5[16 + 15] >> 7, 1);  // 15 of 15 is 31 of 31
+  EXPECT_EQ(q5[16] >> 7, 0);
+}
+
+TEST(EncodeTensorTest, QuantisesToSixBits) {
+  std::vector<float> values(256);
+  for (int i = 0; i < 256; ++i) values[i] = static_cast<float>((i / 16 + 1) * (i % 16 * 4 - 31));
+  const std::vector<uint8_t> q6 = EncodeTensor(TensorType::kQ6_K, values);
+  ASSERT_EQ(q6.size(), 210u);
+  EXPECT_EQ(q6[192 + 15], 127);
+  EXPECT_EQ(q6[192], 8);  // 127 / 16
+  // Elements 240 and 255 have quants 1 and 61 of 0 .. 63: nibble 1 and 13, high bits 0 and 3.
+  EXPECT_EQ(q6[64 + 48] >> 4, 1);
+  EXPECT_EQ(q6[64 + 63] >> 4, 13);
+  EXPECT_EQ(q6[128 + 32 + 16] >> 6, 0);
+  EXPECT_EQ(q6[128 + 32 + 31] >> 6, 3);
 }
 
 }  // namespace

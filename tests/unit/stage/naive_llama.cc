@@ -26,6 +26,26 @@ double Single(uint32_t bits) {
   return std::bit_cast<float>(bits);
 }
 
+// Element `j` of a super-block of Q4_K (fifth_bits null) or Q5_K.
+double WithMinimum(const uint8_t* block, const uint8_t* fifth_bits, const uint8_t* nibbles, size_t j) {
+  const size_t sub = j / 32;
+  const uint8_t* six = block + 4;
+  const int scale = sub < 4 ? six[sub] % 64 : six[sub + 4] % 16 + six[sub - 4] / 64 * 16;
+  const int minimum = sub < 4 ? six[sub + 4] % 64 : six[sub + 4] / 16 + six[sub] / 64 * 16;
+  const int byte = nibbles[j / 64 * 32 + j % 32];
+  int q = sub % 2 == 0 ? byte % 16 : byte / 16;
+  if (fifth_bits != nullptr && ((fifth_bits[j % 32] >> sub) & 1) != 0) q += 16;
+  return Half(block) * scale * q - Half(block + 2) * minimum;
+}
+
+double ElementOfQ6K(const uint8_t* block, size_t j) {
+  const size_t half = j / 128, k = j % 128;
+  const int byte = block[half * 64 + k % 64];
+  const int two_bits = block[128 + half * 32 + k % 32] >> (k / 32 * 2) & 3;
+  const int q = (k < 64 ? byte % 16 : byte / 16) + 16 * two_bits - 32;
+  return Half(block + 208) * static_cast<int8_t>(block[192 + j / 16]) * q;
+}
+
 // Element `j` of the block at `block`.
 double Element(TensorType type, const uint8_t* block, size_t j) {
   const auto nibble = [&](const uint8_t* nibbles) { return j < 16 ? nibbles[j] & 15 : nibbles[j - 16] >> 4; };
@@ -42,6 +62,14 @@ double Element(TensorType type, const uint8_t* block, size_t j) {
       return Half(block) * (nibble(block + 2) - 8);
     case TensorType::kQ4_1:
       return Half(block) * nibble(block + 4) + Half(block + 2);
+    case TensorType::kQ5_0:
+      return Half(block) * (nibble(block + 6) + 16 * (block[2 + j / 8] >> j % 8 & 1) - 16);
+    case TensorType::kQ4_K:
+      return WithMinimum(block, nullptr, block + 16, j);
+    case TensorType::kQ5_K:
+      return WithMinimum(block, block + 16, block + 48, j);
+    case TensorType::kQ6_K:
+      return ElementOfQ6K(block, j);
   }
   MILLRACE_CHECK(false);
   return 0;

@@ -34,6 +34,11 @@ void PrintTo(const Shape& shape, std::ostream* out) {
 TinyLlamaOptions OfType(TensorType type) {
   TinyLlamaOptions options;
   options.type = type;
+  if (LayoutOf(type).elements == 256) {
+    options.hidden = options.ffn = 256;
+    options.head_size = 64;
+    options.weight_std = 0.05f;
+  }
   return options;
 }
 
@@ -42,7 +47,16 @@ TinyLlamaOptions OfType(TensorType type) {
 std::vector<Shape> Shapes() {
   std::vector<Shape> shapes = {{"F32", OfType(TensorType::kF32)},   {"F16", OfType(TensorType::kF16)},
                                {"BF16", OfType(TensorType::kBF16)}, {"Q8_0", OfType(TensorType::kQ8_0)},
-                               {"Q4_0", OfType(TensorType::kQ4_0)}, {"Q4_1", OfType(TensorType::kQ4_1)}};
+                               {"Q4_0", OfType(TensorType::kQ4_0)}, {"Q4_1", OfType(TensorType::kQ4_1)},
+                               {"Q5_0", OfType(TensorType::kQ5_0)}};
+  // The mixes that are called Q4_K_M and Q5_K_M.
+  for (const TensorType type : {TensorType::kQ4_K, TensorType::kQ5_K}) {
+    TinyLlamaOptions mixed = OfType(type);
+    for (const char* finer : {"attn_v.weight", "ffn_down.weight", "token_embd.weight"}) {
+      mixed.types_of.emplace_back(finer, TensorType::kQ6_K);
+    }
+    shapes.push_back({std::string(NameOf(type)) + "_M", mixed});
+  }
   TinyLlamaOptions untied = OfType(TensorType::kQ8_0);
   untied.tied = false;
   untied.kv_heads = 4;
