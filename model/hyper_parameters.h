@@ -9,6 +9,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "common/kv_type.h"
 #include "model/gguf_file.h"
 
 namespace millrace {
@@ -34,9 +35,9 @@ struct HyperParameters {
   uint32_t context_tokens = 0;
   bool tied_output = false;  // no output.weight: the embedding serves
 
-  // F32 KV cache: 2 x layers x kv heads x head size x 4 bytes.
-  uint64_t KvBytesPerToken(uint32_t layers) const {
-    return uint64_t{2} * layers * num_kv_heads * head_size * sizeof(float);
+  // 2 x layers x kv heads x KvHeadBytes.
+  uint64_t KvBytesPerToken(uint32_t layers, KvType type = KvType::kF32) const {
+    return uint64_t{2} * layers * num_kv_heads * KvHeadBytes(type, head_size);
   }
 };
 

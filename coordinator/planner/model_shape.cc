@@ -56,7 +56,8 @@ ModelShape FromPublished(const PublishedModel& model) {
   shape.head_size = model.head_size;
   shape.vocabulary_size = model.vocabulary;
   shape.context_tokens = model.context;
-  shape.kv_element_bytes = kSixteenBit;
+  shape.row_element_bytes = kSixteenBit;
+  shape.kv_type = KvType::kF16;
   const uint64_t hidden = model.hidden;
   const uint64_t queries = uint64_t{model.heads} * model.head_size;
   const uint64_t keys = uint64_t{model.kv_heads} * model.head_size;

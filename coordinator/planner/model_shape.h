@@ -8,6 +8,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "common/kv_type.h"
 #include "coordinator/planner/placement.h"
 #include "model/gguf_file.h"
 #include "model/hyper_parameters.h"
@@ -34,11 +35,12 @@ struct ModelShape {
   uint64_t tied_bytes = 0;       // of both, the matrix that is the same
   uint64_t shared_bytes = 0;     // every stage
   double output_elements = 0;
-  uint32_t kv_element_bytes = 4;
+  uint32_t row_element_bytes = 4;  // of each element of a row that crosses between devices
+  KvType kv_type = KvType::kF32;
 
   // Keys and values of one token in so many layers.
   uint64_t KvBytesPerToken(uint32_t layers) const {
-    return uint64_t{2} * layers * num_kv_heads * head_size * kv_element_bytes;
+    return uint64_t{2} * layers * num_kv_heads * KvHeadBytes(kv_type, head_size);
   }
   // Embedding, output and what every stage reads; a tied matrix that serves both ends counts once.
   uint64_t EndBytes(bool first, bool last) const;

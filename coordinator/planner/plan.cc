@@ -44,7 +44,7 @@ PlannedWorker Join(const PlanRequest& request, size_t first, uint32_t ways) {
   if (!worker.profile.has_value()) worker.profile = EstimateProfile(*worker.speed, request.shape);
   if (ways == 1) return worker;
   const double t = ways;
-  const double row_bytes = static_cast<double>(request.shape.hidden_size) * request.shape.kv_element_bytes;
+  const double row_bytes = static_cast<double>(request.shape.hidden_size) * request.shape.row_element_bytes;
   for (ProfilePoint& point : worker.profile->layer) {
     const double reduced = point.rows * row_bytes * 2 * (t - 1) / t / request.cluster.link_bytes_per_second;
     point.seconds = point.seconds / t + 2 * (2 * (t - 1) * request.cluster.link_seconds + reduced);

@@ -71,6 +71,8 @@ TEST(HyperParametersTest, ReadsAModelOfEachType) {
     EXPECT_EQ(model->context_tokens, 512u);
     EXPECT_TRUE(model->tied_output);
     EXPECT_EQ(model->KvBytesPerToken(2), 2u * 2 * 2 * 16 * 4);
+    EXPECT_EQ(model->KvBytesPerToken(2, KvType::kF16), 2u * 2 * 2 * 16 * 2);
+    EXPECT_EQ(model->KvBytesPerToken(2, KvType::kI8), 2u * 2 * 2 * (16 + 4));
   }
 }
 

@@ -75,7 +75,7 @@ TEST_P(FileShapeTest, AgreesWithWhatTheWorkersCount) {
   ASSERT_TRUE(file.ok()) << file.status();
   const auto parameters = ReadHyperParameters(**file);
   ASSERT_TRUE(parameters.ok());
-  const ModelShape shape = ReadModelShape(**file, *parameters);
+  ModelShape shape = ReadModelShape(**file, *parameters);
   for (uint32_t first = 0; first < options.layers; ++first) {
     for (uint32_t count = 1; first + count <= options.layers; ++count) {
       EXPECT_EQ(shape.WeightBytes({first, count}),
@@ -85,7 +85,10 @@ TEST_P(FileShapeTest, AgreesWithWhatTheWorkersCount) {
   }
   EXPECT_EQ(shape.layer_elements[0], 2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 96);
   EXPECT_EQ(shape.output_elements, 320 * 64);
-  EXPECT_EQ(shape.KvBytesPerToken(3), parameters->KvBytesPerToken(3));
+  for (const KvType type : {KvType::kF32, KvType::kF16, KvType::kI8}) {
+    shape.kv_type = type;
+    EXPECT_EQ(shape.KvBytesPerToken(3), parameters->KvBytesPerToken(3, type));
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(TiedOrNot, FileShapeTest, ::testing::Bool());
