@@ -1,14 +1,15 @@
-// Tokens a second of one stage that holds the whole model, on one thread: prefill of 512 tokens in chunks of
+// Tokens a second of one stage that holds the whole model: prefill of 512 tokens in chunks of
 // 128 rows, and decode of single tokens behind them, each step with its sampled token. Prints the median of 5
-// runs of each, by the clock and by the thread's CPU time, which is what counts on a machine that others
-// share.
+// runs of each, by the clock and by the calling thread's CPU time, which is what counts on a machine that
+// others share.
 //
-//   stage_bench MODEL.gguf [ISA]        ISA: auto (default), portable, avx2, avx512, reference
+//   stage_bench MODEL.gguf [ISA [THREADS]]        ISA: auto (default), portable, avx2, avx512, reference
 #include <time.h>
 
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
+#include <cstdlib>
 #include <memory>
 #include <string>
 #include <vector>
@@ -67,19 +68,22 @@ double Median(std::vector<double> values) {
   return values[values.size() / 2];
 }
 
-absl::StatusOr<std::unique_ptr<kernels::Backend>> MakeBackend(const std::string& isa) {
+absl::StatusOr<std::unique_ptr<kernels::Backend>> MakeBackend(const std::string& isa, size_t threads) {
   if (isa == "reference") return kernels::MakeReferenceBackend();
-  return kernels::MakeCpuBackend({.isa = isa});
+  kernels::CpuBackendOptions options;
+  options.isa = isa;
+  options.threads = threads;
+  return kernels::MakeCpuBackend(options);
 }
 
-absl::StatusOr<Bench> Load(const std::string& path, const std::string& isa) {
+absl::StatusOr<Bench> Load(const std::string& path, const std::string& isa, size_t threads) {
   Bench bench;
   ASSIGN_OR_RETURN(bench.file, GgufFile::Open(path));
   ASSIGN_OR_RETURN(bench.shape, ReadHyperParameters(*bench.file));
   if (bench.shape.context_tokens < kContextTokens) {
     return absl::InvalidArgumentError("the model's context is too short for this benchmark");
   }
-  ASSIGN_OR_RETURN(bench.backend, MakeBackend(isa));
+  ASSIGN_OR_RETURN(bench.backend, MakeBackend(isa, threads));
   const StageLayout layout{0, bench.shape.num_layers, true, true};
   ASSIGN_OR_RETURN(bench.stage, StageModel::Create(*bench.file, bench.shape, *bench.backend,
                                                    {layout, kChunkRows, kContextTokens}));
@@ -131,11 +135,12 @@ void Print(const char* what, const Rates& rates) {
 }
 
 int Main(int argc, char** argv) {
-  if (argc < 2 || argc > 3) {
-    fprintf(stderr, "usage: stage_bench MODEL.gguf [ISA]\n");
+  if (argc < 2 || argc > 4) {
+    fprintf(stderr, "usage: stage_bench MODEL.gguf [ISA [THREADS]]\n");
     return 2;
   }
-  absl::StatusOr<Bench> bench = Load(argv[1], argc > 2 ? argv[2] : "auto");
+  absl::StatusOr<Bench> bench =
+      Load(argv[1], argc > 2 ? argv[2] : "auto", argc > 3 ? strtoul(argv[3], nullptr, 10) : 1);
   if (!bench.ok()) {
     fprintf(stderr, "stage_bench: %s\n", std::string(bench.status().message()).c_str());
     return 1;
@@ -146,8 +151,8 @@ int Main(int argc, char** argv) {
     Prefill(*bench, prefill);
     Decode(*bench, decode);
   }
-  printf("%s, %u layers, one thread, %s\n", bench->shape.name.c_str(), bench->shape.num_layers,
-         bench->backend->numeric_class().c_str());
+  printf("%s, %u layers, %zu threads, %s\n", bench->shape.name.c_str(), bench->shape.num_layers,
+         bench->backend->threads(), bench->backend->numeric_class().c_str());
   printf("weights %.1f MB, activations %.1f MB\n", static_cast<double>(bench->stage->weight_bytes()) / 1e6,
          static_cast<double>(bench->stage->activation_bytes()) / 1e6);
   Print("prefill, 512 tokens in chunks of 128", prefill);

@@ -7,6 +7,7 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
@@ -30,6 +31,9 @@ class Backend {
   virtual std::string name() const = 0;  // for people: instruction set in use
   // Threads that work on each op, the caller included.
   virtual size_t threads() const = 0;
+  // Confines the calling thread, and those it starts later, to its core, if the backend's threads have cores
+  // of their own.
+  virtual void PinCaller() const {}
 
   // Bytes of `weights` as this backend wants them; 0: as they are. What Pack writes is for any backend of the
   // same process and numeric class.
@@ -57,9 +61,14 @@ class Backend {
 
 struct CpuBackendOptions {
   std::string isa = "auto";  // the best this machine has; or "portable", "avx2", "avx512", "avx512vnni"
+  size_t threads = 1;        // that work on each op, the caller included
+  // Thread i of them runs on cores[i % cores.size()] only; the caller, thread 0, once it asks for that
+  // (PinCaller). Empty: wherever the system puts them.
+  std::vector<int> cores = {};
 };
 
-// INVALID_ARGUMENT: an unknown instruction set, or one that is not on this machine.
+// INVALID_ARGUMENT: an unknown instruction set, or one that is not on this machine; no threads or too many; a
+// core that this process may not use. RESOURCE_EXHAUSTED: the system gives no more threads.
 absl::StatusOr<std::unique_ptr<Backend>> MakeCpuBackend(const CpuBackendOptions& options);
 
 // Plain loops in float, the specification the others are tested against.
