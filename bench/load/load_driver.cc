@@ -60,9 +60,9 @@ absl::Status LoadDriver::ArriveUntil(absl::Time until) {
   return PollUntil(until, Never);
 }
 
-absl::Status LoadDriver::OpenWindow() {
+absl::Status LoadDriver::OpenWindow(uint32_t sequences) {
   ASSIGN_OR_RETURN(v1::GetLoadResponse load, client_.Load());
-  window_.emplace(Clock::Steady().Now(), std::move(load));
+  window_.emplace(Clock::Steady().Now(), std::move(load), sequences);
   return absl::OkStatus();
 }
 
@@ -103,7 +103,7 @@ absl::Status LoadDriver::RunPoisson() {
 
 absl::Status LoadDriver::RunOneShot() {
   for (uint32_t round = 0; round < options_.windows; ++round) {
-    RETURN_IF_ERROR(OpenWindow());
+    RETURN_IF_ERROR(OpenWindow(options_.sequences));
     for (uint32_t i = 0; i < options_.sequences; ++i) Send();
     RETURN_IF_ERROR(PollUntil(deadline_, [&] { return client_.live() == 0; }));
     RETURN_IF_ERROR(CloseWindow());

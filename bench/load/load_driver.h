@@ -53,7 +53,8 @@ class LoadDriver {
   absl::Status Measure(const std::function<absl::Status(absl::Time until)>& run);
   absl::Status PollUntil(absl::Time until, const std::function<bool()>& done);
   absl::Status ArriveUntil(absl::Time until);
-  absl::Status OpenWindow();
+  // sequences: that all begin inside it; 0: unknown.
+  absl::Status OpenWindow(uint32_t sequences = 0);
   absl::Status CloseWindow();
   void Send();
   void OnDone(const StreamRecord& record, const grpc::Status& status);

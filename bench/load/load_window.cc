@@ -37,9 +37,28 @@ nlohmann::json Distribution(std::vector<double> values) {
           {"p90", at(0.9)},     {"p99", at(0.99)}, {"max", values.back()}};
 }
 
+void TogetherMeter::OnTokens(const TokensArrived& arrived) {
+  const uint64_t count = static_cast<uint64_t>(arrived.delta.token_ids_size());
+  if (ended_ || sequences_ == 0 || count == 0) return;
+  counted_ += count;
+  if (arrived.record.tokens == 0 && ++begun_ == sequences_) {
+    last_ = &arrived.record;
+    begin_ = end_ = arrived.now;
+    counted_ = 0;
+  } else if (last_ == &arrived.record) {
+    end_ = arrived.now;
+    tokens_ = counted_;
+  }
+}
+
+nlohmann::json TogetherMeter::ToJson() const {
+  return {{"seconds", absl::ToDoubleSeconds(end_ - begin_)}, {"tokens", tokens_}};
+}
+
 void LoadWindow::OnTokens(const TokensArrived& arrived) {
   const StreamRecord& record = arrived.record;
   const int count = arrived.delta.token_ids_size();
+  together_.OnTokens(arrived);
   tokens_ += static_cast<uint64_t>(count);
   characters_ += CodePoints(arrived.delta.text());
   if (count == 0) return;
@@ -52,6 +71,7 @@ void LoadWindow::OnTokens(const TokensArrived& arrived) {
 }
 
 void LoadWindow::OnDone(const StreamRecord& record, absl::Time now, bool ok) {
+  together_.OnDone();
   ok ? ++finished_ : ++failed_;
   if (ok) request_ms_.push_back(absl::ToDoubleMilliseconds(now - record.sent));
 }
@@ -70,6 +90,7 @@ nlohmann::json LoadWindow::ToJson() const {
           {"ttft_ms", Distribution(ttft_ms_)},
           {"inter_token_ms", Distribution(inter_token_ms_)},
           {"request_ms", Distribution(request_ms_)},
+          {"together", together_.ToJson()},
           {"load_begin", ProtoJson(load_begin_)},
           {"load_end", ProtoJson(load_end_)}};
 }

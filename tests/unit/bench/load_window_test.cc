@@ -54,6 +54,41 @@ TEST(LoadWindowTest, LeavesOutAGapThatBeganBeforeIt) {
   EXPECT_EQ(report["ttft_ms"]["n"], 0);
 }
 
+TEST(LoadWindowTest, CountsWholeStepsOfAllSequencesTogether) {
+  LoadWindow window(At(0), {}, 2);
+  StreamRecord first;
+  StreamRecord second;
+  Arrive(window, first, 1, 1);
+  Arrive(window, first, 1, 1.5);  // alone: not counted
+  Arrive(window, second, 1, 2);   // both decode from here on
+  Arrive(window, first, 1, 2.0);  // the same step, after it
+  for (int step = 1; step <= 3; ++step) {
+    Arrive(window, second, 1, 2 + step);
+    Arrive(window, first, 1, 2 + step + 0.1);
+  }
+  window.OnDone(first, At(5.2), true);
+  Arrive(window, second, 1, 6);  // alone again
+  window.OnDone(second, At(6.1), true);
+  window.Close(At(7), {});
+  const nlohmann::json together = window.ToJson()["together"];
+  EXPECT_EQ(together["tokens"], 6);
+  EXPECT_NEAR(together["seconds"].get<double>(), 3, 1e-9);
+}
+
+TEST(LoadWindowTest, KnowsOfNoTogetherWhereNotAllBegan) {
+  LoadWindow of_three(At(0), {}, 3);
+  LoadWindow of_unknown(At(0), {});
+  for (LoadWindow* window : {&of_three, &of_unknown}) {
+    StreamRecord first;
+    StreamRecord second;
+    Arrive(*window, first, 1, 1);
+    Arrive(*window, second, 1, 1);
+    Arrive(*window, second, 1, 2);
+    window->Close(At(3), {});
+    EXPECT_EQ(window->ToJson()["together"], nlohmann::json({{"seconds", 0.0}, {"tokens", 0}}));
+  }
+}
+
 TEST(LoadWindowTest, CountsCharactersNotBytes) {
   LoadWindow window(At(0), {});
   StreamRecord record;
