@@ -1,1 +1,1 @@
-"""What bench/pipeline and bench/textbook share. Standard library only."""
+"""What bench/pipeline, bench/cpu and bench/textbook share. Standard library only."""

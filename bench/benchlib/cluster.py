@@ -42,7 +42,10 @@ class Process:
         self.command = [str(part) for part in command]
         self.log = log
         with open(log, "wb") as out:
-            self.popen = subprocess.Popen(self.command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT)
+            try:
+                self.popen = subprocess.Popen(self.command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT)
+            except OSError as error:
+                raise BenchError(f"cannot start {self.command[0]}: {error}") from error
 
     @property
     def pid(self):
