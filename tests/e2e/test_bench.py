@@ -12,7 +12,8 @@ import pytest
 from harness import BIN, ROOT, Process, run_program
 
 sys.path.insert(0, str(ROOT / "bench"))
-from benchlib import measure, svg, table, trace  # noqa: E402
+from benchlib import gguf, llama_cpp, measure, svg, table, trace  # noqa: E402
+from benchlib.cluster import BenchError  # noqa: E402
 
 
 def run_bench(name, *args):
@@ -48,6 +49,72 @@ def test_textbook_weights_and_cache(random_model, tmp_path):
     for name in ("kv_cache", "weights"):
         picture = (tmp_path / f"{name}.svg").read_text()
         assert picture.startswith("<svg") and picture.rstrip().endswith("</svg>") and "prefers-color-scheme: dark" in picture
+
+
+def test_cpu_without_the_peer(random_model, tmp_path):
+    out, report = run_bench("cpu", "--quick", "--model", f"smollm2={random_model('q8_0')}", "G1", "G5", "G6", "P5", "L1", "--json", tmp_path / "c.json")
+    check_rows(out, report, ["G1", "G5", "G6", "P5", "L1"])
+    assert report["peer"] == "" and "without llama.cpp" in out and len(report["rows"]) == 6
+    for row in report["rows"]:
+        assert row["unit"] == ("s" if row["id"] == "L1" else "tokens/s") and row["verdict"] == "-" and row["measured"] > 0
+    assert 0 < report["rows"][0]["details"]["stream_share"] < 1
+
+
+@pytest.mark.parametrize("args,why", [(["G9"], "not among"), (["--model", "other=x"], "expected NAME=FILE"), (["--model", "q8_0"], "expected NAME=FILE")])
+def test_cpu_refuses(args, why):
+    done = subprocess.run([sys.executable, "-B", ROOT / "bench/cpu/cpu.py", "--model", "smollm2=x", *args], stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, timeout=60)
+    assert done.returncode == 2 and why in done.stderr.decode()
+
+
+BENCH_LINE = ('{"build_commit": "unknown", "backends": "CPU", "n_threads": 1, "type_k": "f16", "n_prompt": 512, "n_gen": 0, "n_depth": 0, '
+              '"avg_ns": 4717212352, "stddev_ns": 0, "avg_ts": 108.538680, "stddev_ts": 0.000000, "samples_ns": [ 4717212352 ],"samples_ts": [ 108.539 ]}')
+BATCHED_LINES = """
+{"n_kv_max": 4096, "n_batch": 2048, "flash_attn": -1, "n_threads": 1, "pp": 64, "tg": 32, "pl": 1, "n_kv": 96, "t_pp": 0.543849, "speed_pp": 117.679726, "t_tg": 0.627819, "speed_tg": 50.970104, "t": 1.171668, "speed": 81.934471}
+{"n_kv_max": 4096, "n_batch": 2048, "flash_attn": -1, "n_threads": 1, "pp": 64, "tg": 32, "pl": 16, "n_kv": 1536, "t_pp": 9.048596, "speed_pp": 113.166725, "t_tg": 5.896944, "speed_tg": 86.824631, "t": 14.945540, "speed": 102.773132}
+
+"""
+
+
+def test_peer_results_are_read():
+    assert llama_cpp.parse_bench("loading\n" + BENCH_LINE + "\n") == [(512, 0, 108.53868)]
+    assert llama_cpp.parse_batched_bench(BATCHED_LINES) == {1: 50.970104, 16: 86.824631}
+
+
+@pytest.mark.parametrize("parse", [llama_cpp.parse_bench, llama_cpp.parse_batched_bench])
+@pytest.mark.parametrize("text,why", [("", "no result"), ("{", "not JSON"), ('{"n_prompt": 1}', "another shape"), ('{"pl": 1, "speed_tg": null}', "another shape")])
+def test_peer_results_of_another_shape_are_refused(parse, text, why):
+    with pytest.raises(BenchError, match=why):
+        parse(text)
+
+
+def stand_in_for_llama_cpp(folder, name, answer):
+    """A program of that name that prints `answer` and then its arguments to a file; the peer's folder."""
+    program = folder / name
+    program.write_text(f"#!/bin/sh\nprintf '%s ' \"$@\" >{folder}/args\ncat <<'E'\n{answer}\nE\n")
+    program.chmod(0o755)
+    return llama_cpp.Peer(folder, "m.gguf"), folder / "args"
+
+
+def test_peer_is_asked_for_the_same_work(tmp_path):
+    peer, args = stand_in_for_llama_cpp(tmp_path, "llama-bench", BENCH_LINE)
+    assert peer.prefill(2, 512) == 108.53868
+    assert args.read_text() == "-m m.gguf -t 2 -r 1 -o jsonl -p 512 -n 0 --no-warmup "
+    peer.decode(1, 64, 32, ["a:1", "b:2"])
+    assert args.read_text() == "-m m.gguf -t 1 -r 1 -o jsonl --rpc a:1,b:2 -ngl 99 -p 0 -n 32 -d 64 "
+    peer, args = stand_in_for_llama_cpp(tmp_path, "llama-batched-bench", BATCHED_LINES)
+    assert peer.batched(1, [1, 16], 64, 32)[16] == 86.824631
+    assert args.read_text() == "-m m.gguf -t 1 -c 1600 -npp 64 -ntg 32 -npl 1,16 -pps --output-format jsonl "
+    with pytest.raises(BenchError, match="cannot start"):
+        llama_cpp.RpcServers(tmp_path, 2, 1)
+
+
+def test_bytes_of_a_step_are_those_of_matrices(random_model):
+    vocabulary = 49152
+    layer = 96 * (96 + 32 + 32 + 96) + 3 * 96 * 160
+    assert gguf.bytes_of_a_step(random_model("q8_0")) == (6 * layer + vocabulary * 96) * 34 // 32  # the embedding is the output
+    layer = 2 * 64 * (64 + 64) + 3 * 64 * 96
+    assert gguf.bytes_of_a_step(random_model("f16")) == (5 * layer + vocabulary * 64) * 2          # it is not
 
 
 def load(address, *args):
