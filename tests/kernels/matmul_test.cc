@@ -53,7 +53,7 @@ std::vector<double> Bounds(const Expected& expected, size_t count, size_t terms)
 
 std::vector<size_t> Columns(WeightType type) {
   if (WeightBlockElements(type) == 1) return {1, 5, 32, 47, 96};
-  if (WeightBlockElements(type) == 256) return {256, 768};
+  if (WeightBlockElements(type) == 256) return {256, 512};
   return {32, 96, 160};
 }
 
@@ -66,7 +66,9 @@ std::vector<Shape> Shapes() {
   std::vector<Shape> shapes;
   for (const WeightType type : kWeightTypes) {
     for (const size_t k : Columns(type)) {
-      for (const size_t n : {1, 3, 17, 193}) shapes.push_back({type, n, k});
+      for (const size_t n : {1, 3, 17, 193}) {
+        if (k < 256 || n < 64) shapes.push_back({type, n, k});
+      }
     }
   }
   return shapes;
