@@ -3,7 +3,8 @@
 // runs of each, by the clock and by the calling thread's CPU time, which is what counts on a machine that
 // others share.
 //
-//   stage_bench MODEL.gguf [ISA [THREADS]]        ISA: auto (default), portable, avx2, avx512, reference
+//   stage_bench MODEL.gguf [ISA [THREADS]]        ISA: auto (default), portable, avx2, avx512, avx512vnni,
+//   reference
 #include <time.h>
 
 #include <algorithm>

@@ -25,8 +25,8 @@ namespace millrace::kernels {
 class Backend {
  public:
   virtual ~Backend() = default;
-  // Results have equal bits between workers whose numeric class is equal: "cpu/f32" for every CPU instruction
-  // set.
+  // Results have equal bits between workers whose numeric class is equal: "cpu/f32" or "cpu/int8" (see
+  // ActivationType) for every CPU instruction set.
   virtual std::string numeric_class() const = 0;
   virtual std::string name() const = 0;  // for people: instruction set in use
   // Threads that work on each op, the caller included.
@@ -59,9 +59,17 @@ class Backend {
   virtual void SwiGlu(const SwiGluArgs& args) const = 0;
 };
 
+// What MatMul multiplies weights by. Products are summed in float32 either way.
+enum class ActivationType {
+  kF32,   // the activations as they are
+  kInt8,  // packed weights (Pack): activations rounded to 8 bits; others, F32, F16 and BF16 weights above
+          // all: as kF32
+};
+
 struct CpuBackendOptions {
   std::string isa = "auto";  // the best this machine has; or "portable", "avx2", "avx512", "avx512vnni"
-  size_t threads = 1;        // that work on each op, the caller included
+  ActivationType activations = ActivationType::kF32;
+  size_t threads = 1;  // that work on each op, the caller included
   // Thread i of them runs on cores[i % cores.size()] only; the caller, thread 0, once it asks for that
   // (PinCaller). Empty: wherever the system puts them.
   std::vector<int> cores = {};

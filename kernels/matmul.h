@@ -21,7 +21,7 @@ enum class MatMulStore {
 
 struct MatMulArgs {
   MatMulInput x;          // of the matrix's columns
-  WeightMatrix weights;   // [n, k]; as the backend packed it, or unpacked
+  WeightMatrix weights;   // [n, k]; as the backend packed it (x must be quantised then), or unpacked
   float* out = nullptr;   // [x.rows, n]
   size_t out_stride = 0;  // floats from one row to the next; 0: n
   MatMulStore store = MatMulStore::kReplace;

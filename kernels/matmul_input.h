@@ -13,20 +13,20 @@ struct MatMulInput {
   const float* x = nullptr;  // [rows, columns]
   size_t rows = 0;
   size_t columns = 0;
-  // The same rounded to 8 bits, block by block: scale = max|x| / 127, quant = x / scale rounded to nearest
-  // even, x is about scale * quant. Null: the backend multiplies float32, or columns is not a multiple of
-  // kActivationBlock.
-  const int8_t* quants = nullptr;  // [rows, columns], each -127 .. 127
-  const float* scales = nullptr;   // [rows, columns / kActivationBlock]
-  const int32_t* sums = nullptr;   // [rows, columns / kActivationBlock], of the quants of a block
+  // The same rounded to 8 bits, block by block, in a layout of the backend that made it: scale = max|x| /
+  // 127, quant = x * (127 / max|x|) rounded to nearest even, x is about scale * quant. A block with a NaN or
+  // an infinity makes all products of its row NaN; one below 2^-100 is taken for zeros. Null: the backend
+  // multiplies float32, or columns is not a multiple of kActivationBlock.
+  const void* quantized = nullptr;
 };
 
 struct PrepareInputArgs {
   const float* x = nullptr;  // [rows, columns]
   size_t rows = 0;
   size_t columns = 0;
-  uint8_t* buffer =
-      nullptr;  // Backend::MatMulInputBytes(rows, columns) bytes, 64-byte aligned; may be null if that is 0
+  // Backend::MatMulInputBytes(rows, columns) bytes, 64-byte aligned. Null: the input serves only weights that
+  // are not packed.
+  uint8_t* buffer = nullptr;
 };
 
 }  // namespace millrace::kernels

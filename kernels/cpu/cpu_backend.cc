@@ -10,6 +10,8 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/backend.h"
 #include "kernels/cpu/op_table.h"
+#include "kernels/cpu/pack.h"
+#include "kernels/cpu/packed_layout.h"
 #include "kernels/cpu/thread_team.h"
 #include "kernels/cpu/tile_sizes.h"
 #include "kernels/cpu/vec.h"
@@ -29,7 +31,15 @@ size_t Copy(size_t floats) {
   return floats / 8;
 }
 size_t Product(const MatMulArgs& args) {
-  return args.x.rows * args.weights.rows * args.weights.columns / 32;
+  const size_t elements = args.weights.rows * args.weights.columns;
+  // Packed ones have to come from somewhere, too.
+  return args.weights.packed ? elements * (4 + args.x.rows) / 128 : elements * args.x.rows / 32;
+}
+size_t Quantize(size_t floats) {
+  return floats / 16;
+}
+size_t Pack(size_t bytes) {
+  return bytes / 8;
 }
 size_t Attention(const PagedAttentionArgs& args) {
   return args.rows * args.heads * args.kv.head_size * (args.first_position + args.rows) / 16;
@@ -43,20 +53,34 @@ size_t Exponentials(size_t floats) {
 // A share is worth at least this much: several times what it costs to hand it out.
 constexpr size_t kShareNanos = 2000;
 
+struct Isa {
+  std::string name;
+  cpu::OpTable ops;
+};
+
 class CpuBackend : public Backend {
  public:
-  CpuBackend(absl::string_view isa, const cpu::OpTable& ops, std::unique_ptr<ThreadTeam> team)
-      : isa_(isa), ops_(ops), team_(std::move(team)) {}
+  CpuBackend(Isa isa, ActivationType activations, std::unique_ptr<ThreadTeam> team)
+      : isa_(std::move(isa)), int8_(activations == ActivationType::kInt8), team_(std::move(team)) {}
 
   // No instruction set in it: all of them give the same bits.
-  std::string numeric_class() const override { return "cpu/f32"; }
-  std::string name() const override { return absl::StrCat("cpu/", isa_); }
+  std::string numeric_class() const override { return int8_ ? "cpu/int8" : "cpu/f32"; }
+  std::string name() const override { return absl::StrCat("cpu/", isa_.name); }
 
   size_t threads() const override { return team_->threads(); }
   void PinCaller() const override { team_->PinCaller(); }
 
-  size_t PackedBytes(const WeightMatrix&) const override { return 0; }
-  WeightMatrix Pack(const WeightMatrix& weights, uint8_t*) const override { return weights; }
+  size_t PackedBytes(const WeightMatrix& weights) const override {
+    return int8_ ? cpu::PackedMatrixBytes(weights) : 0;
+  }
+  WeightMatrix Pack(const WeightMatrix& weights, uint8_t* to) const override {
+    Run(cpu::PackMatrix, cpu::PackArgs{weights, to}, cost::Pack(PackedBytes(weights)));
+    WeightMatrix packed = weights;
+    packed.data = to;
+    packed.row_bytes = 0;
+    packed.packed = true;
+    return packed;
+  }
   size_t MatMulScratchFloats(size_t /*max_rows*/, size_t max_columns) const override {
     return threads() * cpu::kPanelColumns * RoundUpToLanes(max_columns);
   }
@@ -64,32 +88,44 @@ class CpuBackend : public Backend {
                                 size_t /*kv_heads*/) const override {
     return cpu::kMaxAttentionQueries * RoundUpToLanes(max_context_tokens);
   }
-  size_t MatMulInputBytes(size_t, size_t) const override { return 0; }
+  size_t MatMulInputBytes(size_t max_rows, size_t columns) const override {
+    if (!int8_ || columns % kActivationBlock != 0) return 0;
+    const size_t tiles = (max_rows + cpu::kInputRows - 1) / cpu::kInputRows;
+    return tiles * (columns / kActivationBlock) * sizeof(cpu::InputBlock);
+  }
   MatMulInput PrepareInput(const PrepareInputArgs& args) const override {
-    return {args.x, args.rows, args.columns, nullptr, nullptr, nullptr};
+    MatMulInput input{args.x, args.rows, args.columns, nullptr};
+    if (args.buffer == nullptr || MatMulInputBytes(args.rows, args.columns) == 0) return input;
+    const cpu::QuantizeArgs quantize{args.x, args.rows, args.columns,
+                                     reinterpret_cast<cpu::InputBlock*>(args.buffer)};
+    Run(isa_.ops.quantize, quantize, cost::Quantize(args.rows * args.columns));
+    input.quantized = args.buffer;
+    return input;
   }
 
   void Embed(const EmbedArgs& args) const override {
-    Run(ops_.embed, args, cost::Copy(args.rows * args.table.columns));
+    Run(isa_.ops.embed, args, cost::Copy(args.rows * args.table.columns));
   }
   void RmsNorm(const RmsNormArgs& args) const override {
-    Run(ops_.rms_norm, args, cost::Copy(args.rows * args.columns));
+    Run(isa_.ops.rms_norm, args, cost::Copy(args.rows * args.columns));
   }
-  void MatMul(const MatMulArgs& args) const override { Run(ops_.mat_mul, args, cost::Product(args)); }
+  void MatMul(const MatMulArgs& args) const override {
+    Run(args.weights.packed ? isa_.ops.packed_mat_mul : isa_.ops.mat_mul, args, cost::Product(args));
+  }
   void AddPartials(const AddPartialsArgs& args) const override {
-    Run(ops_.add_partials, args, cost::Copy(args.rows * (args.end - args.begin) * args.partials.size()));
+    Run(isa_.ops.add_partials, args, cost::Copy(args.rows * (args.end - args.begin) * args.partials.size()));
   }
   void Rope(const RopeArgs& args) const override {
-    Run(ops_.rope, args, cost::Copy(4 * args.rows * args.heads * args.rope_dims));
+    Run(isa_.ops.rope, args, cost::Copy(4 * args.rows * args.heads * args.rope_dims));
   }
   void StoreKv(const StoreKvArgs& args) const override {
-    Run(ops_.store_kv, args, cost::Copy(8 * args.rows * args.kv.kv_heads * args.kv.head_size));
+    Run(isa_.ops.store_kv, args, cost::Copy(8 * args.rows * args.kv.kv_heads * args.kv.head_size));
   }
   void PagedAttention(const PagedAttentionArgs& args) const override {
-    Run(ops_.paged_attention, args, cost::Attention(args));
+    Run(isa_.ops.paged_attention, args, cost::Attention(args));
   }
   void SwiGlu(const SwiGluArgs& args) const override {
-    Run(ops_.swiglu, args, cost::Exponentials(args.count));
+    Run(isa_.ops.swiglu, args, cost::Exponentials(args.count));
   }
 
  private:
@@ -100,8 +136,8 @@ class CpuBackend : public Backend {
     team_->Run(shares, [op, &args](WorkShare share) { op(args, share); });
   }
 
-  const std::string isa_;
-  const cpu::OpTable& ops_;
+  const Isa isa_;
+  const bool int8_;
   const std::unique_ptr<ThreadTeam> team_;
 };
 
@@ -130,30 +166,46 @@ bool HasAvx512() {
 #endif
 }
 
+bool HasAvx512Vnni() {
+#ifdef MILLRACE_KERNELS_X86
+  return HasAvx512() && __builtin_cpu_supports("avx512vnni");
+#else
+  return false;
+#endif
+}
+
 absl::Status NotOnThisMachine(absl::string_view isa) {
   return absl::InvalidArgumentError(
       absl::StrCat("instruction set '", isa, "' is not on this machine; use 'auto' or 'portable'"));
 }
 
+// The best for "auto", else the one asked for.
+absl::StatusOr<Isa> ChooseIsa(const std::string& isa) {
+  if (isa != "auto" && isa != "portable" && isa != "avx2" && isa != "avx512" && isa != "avx512vnni") {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "unknown instruction set '", isa, "'; use 'auto', 'portable', 'avx2', 'avx512' or 'avx512vnni'"));
+  }
+#ifdef MILLRACE_KERNELS_X86
+  if (HasAvx512Vnni() && (isa == "auto" || isa == "avx512vnni")) {
+    Isa vnni{"avx512vnni", cpu::kAvx512Ops};
+    vnni.ops.packed_mat_mul = cpu::kAvx512VnniPackedMatMul;
+    return vnni;
+  }
+  if (HasAvx512() && (isa == "auto" || isa == "avx512")) return Isa{"avx512", cpu::kAvx512Ops};
+  if (HasAvx2() && (isa == "auto" || isa == "avx2")) return Isa{"avx2", cpu::kAvx2Ops};
+#endif
+  if (isa != "auto" && isa != "portable") return NotOnThisMachine(isa);
+  return Isa{"portable", cpu::kPortableOps};
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Backend>> MakeCpuBackend(const CpuBackendOptions& options) {
-  const std::string& isa = options.isa;
-  if (isa != "auto" && isa != "portable" && isa != "avx2" && isa != "avx512") {
-    return absl::InvalidArgumentError(
-        absl::StrCat("unknown instruction set '", isa, "'; use 'auto', 'portable', 'avx2' or 'avx512'"));
-  }
+  absl::StatusOr<Isa> isa = ChooseIsa(options.isa);
+  if (!isa.ok()) return isa.status();
   absl::StatusOr<std::unique_ptr<ThreadTeam>> team = ThreadTeam::Create(options.threads, options.cores);
   if (!team.ok()) return team.status();
-#ifdef MILLRACE_KERNELS_X86
-  if (HasAvx512() && (isa == "auto" || isa == "avx512")) {
-    return std::make_unique<CpuBackend>("avx512", cpu::kAvx512Ops, *std::move(team));
-  }
-  if (HasAvx2() && (isa == "auto" || isa == "avx2"))
-    return std::make_unique<CpuBackend>("avx2", cpu::kAvx2Ops, *std::move(team));
-#endif
-  if (isa == "avx512" || isa == "avx2") return NotOnThisMachine(isa);
-  return std::make_unique<CpuBackend>("portable", cpu::kPortableOps, *std::move(team));
+  return std::make_unique<CpuBackend>(*std::move(isa), options.activations, *std::move(team));
 }
 
 }  // namespace millrace::kernels

@@ -1,6 +1,7 @@
 // The CPU ops as compiled for each instruction set.
 #pragma once
 
+#include "kernels/cpu/packed_layout.h"
 #include "kernels/embed.h"
 #include "kernels/matmul.h"
 #include "kernels/paged_attention.h"
@@ -10,6 +11,15 @@
 #include "kernels/work_share.h"
 
 namespace millrace::kernels::cpu {
+
+struct QuantizeArgs {
+  const float* x = nullptr;  // [rows, columns]
+  size_t rows = 0;
+  size_t columns = 0;         // a multiple of kActivationBlock
+  InputBlock* out = nullptr;  // [rows / kInputRows, rounded up][columns / kActivationBlock]
+};
+
+using PackedMatMulOp = void (*)(const MatMulArgs&, WorkShare);
 
 // Each does one share of the work of its call; all shares together do the whole, in any order and at the same
 // time.
@@ -22,11 +32,15 @@ struct OpTable {
   void (*store_kv)(const StoreKvArgs&, WorkShare);
   void (*paged_attention)(const PagedAttentionArgs&, WorkShare);
   void (*swiglu)(const SwiGluArgs&, WorkShare);
+  void (*quantize)(const QuantizeArgs&, WorkShare);
+  PackedMatMulOp packed_mat_mul;
 };
 
 extern const OpTable kPortableOps;
 // x86 builds only. REQUIRES of whoever calls through them: the machine has the instruction set.
 extern const OpTable kAvx2Ops;
 extern const OpTable kAvx512Ops;
+// With VNNI only this one is better.
+extern const PackedMatMulOp kAvx512VnniPackedMatMul;
 
 }  // namespace millrace::kernels::cpu

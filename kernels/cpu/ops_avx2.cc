@@ -1,8 +1,8 @@
+#include "kernels/cpu/int8_avx2.h"
 #include "kernels/cpu/make_op_table.h"
-#include "kernels/cpu/part_avx2.h"
 
 namespace millrace::kernels::cpu {
 
-constinit const OpTable kAvx2Ops = MakeOpTable<Avx2Part>();
+constinit const OpTable kAvx2Ops = MakeOpTable<Int8Avx2>();
 
 }  // namespace millrace::kernels::cpu

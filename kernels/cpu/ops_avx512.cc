@@ -1,8 +1,8 @@
+#include "kernels/cpu/int8_avx512.h"
 #include "kernels/cpu/make_op_table.h"
-#include "kernels/cpu/part_avx512.h"
 
 namespace millrace::kernels::cpu {
 
-constinit const OpTable kAvx512Ops = MakeOpTable<Avx512Part>();
+constinit const OpTable kAvx512Ops = MakeOpTable<Int8Avx512>();
 
 }  // namespace millrace::kernels::cpu

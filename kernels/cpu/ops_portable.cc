@@ -1,8 +1,8 @@
+#include "kernels/cpu/int8_portable.h"
 #include "kernels/cpu/make_op_table.h"
-#include "kernels/cpu/part_portable.h"
 
 namespace millrace::kernels::cpu {
 
-constinit const OpTable kPortableOps = MakeOpTable<PortablePart>();
+constinit const OpTable kPortableOps = MakeOpTable<Int8Portable>();
 
 }  // namespace millrace::kernels::cpu

@@ -17,7 +17,7 @@ class ReferenceBackend : public Backend {
   }
   size_t MatMulInputBytes(size_t, size_t) const override { return 0; }
   MatMulInput PrepareInput(const PrepareInputArgs& args) const override {
-    return {args.x, args.rows, args.columns, nullptr, nullptr, nullptr};
+    return {args.x, args.rows, args.columns, nullptr};
   }
 
   void Embed(const EmbedArgs& args) const override { reference::Embed(args); }

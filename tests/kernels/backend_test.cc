@@ -22,6 +22,7 @@ TEST(BackendTest, AlwaysHasPortableAndAuto) {
 TEST(BackendTest, PutsAllInstructionSetsInOneNumericClassAndTheReferenceInAnother) {
   for (const std::string& isa : CpuBackends())
     EXPECT_EQ((*MakeCpuBackend({.isa = isa}))->numeric_class(), "cpu/f32");
+  for (const std::string& isa : CpuBackends()) EXPECT_EQ(MakeInt8Backend(isa)->numeric_class(), "cpu/int8");
   EXPECT_EQ(MakeReferenceBackend()->numeric_class(), "reference/f32");
 }
 

@@ -51,9 +51,14 @@ std::unique_ptr<Backend> MakeBackend(const std::string& name) {
   return backend.ok() ? *std::move(backend) : nullptr;
 }
 
+std::unique_ptr<Backend> MakeInt8Backend(const std::string& isa, size_t threads) {
+  auto backend = MakeCpuBackend({.isa = isa, .activations = ActivationType::kInt8, .threads = threads});
+  return backend.ok() ? *std::move(backend) : nullptr;
+}
+
 std::vector<std::string> CpuBackends() {
   std::vector<std::string> names;
-  for (const char* isa : {"portable", "avx2", "avx512"}) {
+  for (const char* isa : {"portable", "avx2", "avx512", "avx512vnni"}) {
     if (MakeCpuBackend({.isa = isa}).ok()) names.push_back(isa);
   }
   return names;

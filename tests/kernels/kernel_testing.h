@@ -22,6 +22,7 @@ inline const std::vector<WeightType> kWeightTypes = {
 
 // "reference" or an instruction set for MakeCpuBackend.
 std::unique_ptr<Backend> MakeBackend(const std::string& name);
+std::unique_ptr<Backend> MakeInt8Backend(const std::string& isa, size_t threads = 1);
 // The instruction sets this machine has, "portable" first; AllBackends adds "reference".
 std::vector<std::string> CpuBackends();
 std::vector<std::string> AllBackends();

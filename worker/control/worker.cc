@@ -375,7 +375,8 @@ absl::Status Worker::Run() {
 }  // namespace
 
 void WorkerFlags::DeclareLocal(OptionSet& set) {
-  set.AddString("isa", &options.isa, "NAME", "instruction set of the kernels: auto, portable, avx2, avx512");
+  set.AddString("isa", &options.isa, "NAME",
+                "instruction set of the kernels: auto, portable, avx2, avx512, avx512vnni");
   set.AddBytes("kv-memory", &options.kv_memory_bytes, "most memory for a worker's KV cache");
   set.AddString(
       "profile", &options.profile, "auto|off",

@@ -1,0 +1,199 @@
+// Matrix product of packed weights and quantised rows. The layout, and the one order of every sum:
+// packed_layout.h.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/cpu/inline.h"
+#include "kernels/cpu/packed_layout.h"
+#include "kernels/cpu/vec.h"
+#include "kernels/matmul.h"
+#include "kernels/work_share.h"
+
+namespace millrace::kernels::cpu {
+
+// Rows that go through one pair of groups before the next: their blocks stay in the L2 cache beside the
+// weights.
+inline constexpr size_t kInt8RowBlock = 64;
+// How far ahead of the reading of weights that no cache has they are asked for.
+inline constexpr size_t kPrefetchBytes = 4096;
+
+// How a format's quants come out of a record (PackedRecord). Step: elements 4 * step .. of the rows of one
+// register, `quants` being the record's beginning plus the place of the first of these rows in a step.
+template <class Int8, WeightType type>
+struct PackedFormat;
+
+template <class Int8>
+struct PackedFormat<Int8, WeightType::kQ8_0> : PackedRecord<WeightType::kQ8_0> {
+  MILLRACE_KERNEL_INLINE static typename Int8::Bytes Step(const uint8_t* quants, size_t step) {
+    return Int8::LoadBytes(quants + step * kStepBytes);
+  }
+};
+
+template <class Int8>
+struct NibbleSteps {
+  MILLRACE_KERNEL_INLINE static typename Int8::Bytes Step(const uint8_t* quants, size_t step) {
+    const auto both = Int8::LoadBytes(quants + step % (kSteps / 2) * kStepBytes);
+    return step < kSteps / 2 ? Int8::LowNibbles(both) : Int8::HighNibbles(both);
+  }
+};
+
+template <class Int8>
+struct PackedFormat<Int8, WeightType::kQ4_0> : PackedRecord<WeightType::kQ4_0>, NibbleSteps<Int8> {};
+
+template <class Int8>
+struct PackedFormat<Int8, WeightType::kQ4_1> : PackedRecord<WeightType::kQ4_1>, NibbleSteps<Int8> {};
+
+// A product, or one thread's share of it.
+struct PackedProduct {
+  const InputBlock* x;
+  size_t rows;
+  const uint8_t* weights;
+  size_t blocks;  // of a weight row
+  size_t weight_rows;
+  float* out;
+  size_t out_stride;
+  MatMulStore store;
+  const uint32_t* segment_ends;  // in columns
+  size_t segments;
+  size_t partial_stride;
+};
+
+// The sums of one segment for kRows input rows and kCount groups of weight rows.
+template <class Int8, int kRows, int kCount>
+struct TileSums {
+  using P = typename Int8::Part;
+  static constexpr size_t kParts = kVecLanes / P::kLanes;
+  P part[kParts][kCount][kRows];
+};
+
+// Adds one block to one part of the sums; w: its records.
+template <class Int8, class Format, int kRows, int kCount>
+MILLRACE_KERNEL_INLINE void AddBlock(const uint8_t* const* w, const InputBlock& x, size_t part,
+                                     typename Int8::Part (*sums)[kRows]) {
+  using P = typename Int8::Part;
+  const uint8_t* quants[kCount];
+  for (int g = 0; g < kCount; ++g) quants[g] = w[g] + part * P::kLanes * kStepElements;
+  P dots[kCount][kRows];
+  Int8::template Dot<Format, kRows, kCount>(quants, x, dots);
+  for (int g = 0; g < kCount; ++g) {
+    const P scale = P::LoadF16(w[g] + Format::kScales + part * P::kLanes * kHalfBytes);
+    for (int r = 0; r < kRows; ++r) {
+      sums[g][r] = Fma(Mul(dots[g][r], P::Set1(x.scale[r])), scale, sums[g][r]);
+    }
+    if constexpr (Format::kHasMin) {
+      const P min = P::LoadF16(w[g] + Format::kMins + part * P::kLanes * kHalfBytes);
+      for (int r = 0; r < kRows; ++r) sums[g][r] = Fma(min, P::Set1(x.scaled_sum[r]), sums[g][r]);
+    }
+  }
+}
+
+template <class V>
+MILLRACE_KERNEL_INLINE void StoreSegment(const V& sum, bool accumulate, size_t lanes, float* out) {
+  if (lanes >= kVecLanes) {
+    (accumulate ? Add(V::Load(out), sum) : sum).Store(out);
+  } else {
+    (accumulate ? Add(V::LoadPartial(out, lanes), sum) : sum).StorePartial(out, lanes);
+  }
+}
+
+// kRows rows from `row` on (a multiple of kInputRows) against kCount groups from `group` on.
+template <class Int8, class Format, int kRows, int kCount>
+inline void PackedTile(const PackedProduct& args, size_t row, size_t group) {
+  using Sums = TileSums<Int8, kRows, kCount>;
+  using V = Vec<typename Int8::Part>;
+  const size_t group_bytes = args.blocks * Format::kBytes;
+  const uint8_t* weights = args.weights + group * group_bytes;
+  const InputBlock* x = args.x + row / kInputRows * args.blocks;
+  size_t b = 0;
+  for (size_t s = 0; s < args.segments; ++s) {
+    const size_t end = args.segments == 1 ? args.blocks : args.segment_ends[s] / kActivationBlock;
+    Sums sums;
+    for (size_t p = 0; p < Sums::kParts; ++p) {
+      for (int g = 0; g < kCount; ++g) {
+        for (int r = 0; r < kRows; ++r) sums.part[p][g][r] = V::Part::Set1(0);
+      }
+    }
+    for (; b < end; ++b) {
+      const uint8_t* w[kCount];
+      for (int g = 0; g < kCount; ++g) w[g] = weights + g * group_bytes + b * Format::kBytes;
+      if constexpr (kCount == 1) {
+        for (size_t i = 0; i < Format::kBytes; i += 64) __builtin_prefetch(w[0] + kPrefetchBytes + i);
+      }
+      for (size_t p = 0; p < Sums::kParts; ++p) {
+        AddBlock<Int8, Format, kRows, kCount>(w, x[b], p, sums.part[p]);
+      }
+    }
+    const bool accumulate = args.store == MatMulStore::kAdd || (args.store == MatMulStore::kReplace && s > 0);
+    float* out = args.out + (args.store == MatMulStore::kPartials ? s * args.partial_stride : 0) +
+                 row * args.out_stride + group * kGroupRows;
+    for (int g = 0; g < kCount; ++g) {
+      const size_t lanes = args.weight_rows - (group + g) * kGroupRows;
+      for (int r = 0; r < kRows; ++r) {
+        const V sum = V::Make([&](size_t p) { return sums.part[p][g][r]; });
+        StoreSegment(sum, accumulate, lanes, out + r * args.out_stride + g * kGroupRows);
+      }
+    }
+  }
+}
+
+// Of `rows` rows from `row` on, as many as one tile takes.
+template <class Int8, class Format, int kRows, int kCount>
+inline void PackedTileOf(const PackedProduct& args, size_t rows, size_t row, size_t group) {
+  if (rows >= kRows) return PackedTile<Int8, Format, kRows, kCount>(args, row, group);
+  if constexpr (kRows > 1) PackedTileOf<Int8, Format, kRows - 1, kCount>(args, rows, row, group);
+}
+
+template <class Int8, class Format, int kCount>
+inline void PackedRows(const PackedProduct& args, size_t row_begin, size_t row_end, size_t group) {
+  for (size_t row = row_begin; row < row_end; row += kInputRows) {
+    PackedTileOf<Int8, Format, static_cast<int>(kInputRows), kCount>(args, row_end - row, row, group);
+  }
+}
+
+template <class Int8, WeightType type>
+inline void RunPacked(const PackedProduct& args, size_t group_begin, size_t group_end) {
+  using Format = PackedFormat<Int8, type>;
+  for (size_t row = 0; row < args.rows; row += kInt8RowBlock) {
+    const size_t row_end = args.rows - row < kInt8RowBlock ? args.rows : row + kInt8RowBlock;
+    size_t group = group_begin;
+    // One tile alone is bound by memory, which likes one stream better than two.
+    if (args.rows > kInputRows) {
+      for (; group + Int8::kGroups <= group_end; group += Int8::kGroups) {
+        PackedRows<Int8, Format, Int8::kGroups>(args, row, row_end, group);
+      }
+    }
+    for (; group < group_end; ++group) PackedRows<Int8, Format, 1>(args, row, row_end, group);
+  }
+}
+
+// REQUIRES: args.weights.packed, args.x.quantized.
+template <class Int8>
+void PackedMatMul(const MatMulArgs& args, WorkShare share) {
+  const WorkShare::Range groups = share.Of((args.weights.rows + kGroupRows - 1) / kGroupRows);
+  PackedProduct product;
+  product.x = static_cast<const InputBlock*>(args.x.quantized);
+  product.rows = args.x.rows;
+  product.weights = args.weights.data;
+  product.blocks = args.weights.columns / kActivationBlock;
+  product.weight_rows = args.weights.rows;
+  product.out = args.out;
+  product.out_stride = args.out_stride == 0 ? args.weights.rows : args.out_stride;
+  product.store = args.store;
+  product.segment_ends = args.segment_ends.data();
+  product.segments = args.segment_ends.empty() ? 1 : args.segment_ends.size();
+  product.partial_stride = args.partial_stride;
+  switch (args.weights.type) {
+    case WeightType::kQ8_0:
+      return RunPacked<Int8, WeightType::kQ8_0>(product, groups.begin, groups.end);
+    case WeightType::kQ4_0:
+      return RunPacked<Int8, WeightType::kQ4_0>(product, groups.begin, groups.end);
+    case WeightType::kQ4_1:
+      return RunPacked<Int8, WeightType::kQ4_1>(product, groups.begin, groups.end);
+    default:
+      return;
+  }
+}
+
+}  // namespace millrace::kernels::cpu

@@ -1,0 +1,94 @@
+// How the int8 path lays out weights and activations. Not a file format: both live as long as the process.
+//
+// The product goes through 32-element blocks, rising. Of a block b, an input row r and a weight row n:
+//   dot = sum of quant(r) * quant(n), an exact integer, the weights' zero point removed
+//   acc = fma(float(dot) * scale[r][b], weight_scale[n][b], acc)
+//   acc = fma(weight_min[n][b], scaled_sum[r][b], acc)              only formats with a minimum
+// in float32, acc starting at 0 with each segment. This one chain makes the bits equal for all row counts,
+// tiles and instruction sets.
+//
+// Weights: rows in groups of kGroupRows, the last group padded with rows of zeros. A group is one record per
+// block, a record is
+//   quants  step by step: of each row of the group, elements 4 * step .. 4 * step + 3 of the block, unsigned
+//             8 bits  8 x 64 bytes: byte 64 * step + 4 * row + i is element 4 * step + i, plus 128
+//             4 bits  4 x 64 bytes: byte 64 * s + 4 * row + i is element 4 * s + i in its low nibble (step s)
+//                     and element 16 + 4 * s + i in its high one (step s + 4): the bytes of the file's block
+//   scales  kGroupRows x f16
+//   minima  kGroupRows x f16, where the format has them
+// so that one register of 16 x 4 bytes is what the dot product instructions take, and a group is read from
+// its first byte to its last. It takes as many bytes as in the file.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/block_layout.h"
+#include "kernels/matmul_input.h"
+#include "kernels/weights.h"
+
+namespace millrace::kernels::cpu {
+
+inline constexpr size_t kGroupRows = 16;
+inline constexpr size_t kStepElements = 4;
+inline constexpr size_t kSteps = kActivationBlock / kStepElements;
+inline constexpr size_t kStepBytes = kGroupRows * kStepElements;
+
+// Input rows that lie together, and the most that a register tile has.
+inline constexpr size_t kInputRows = 4;
+
+// One block of kInputRows rows. An input is [rows / kInputRows, rounded up][columns / 32] of them, that is a
+// tile's rows lie at fixed distances; rows after the last are not written and not read.
+struct alignas(64) InputBlock {
+  int8_t quants[kInputRows][kActivationBlock];  // -127 .. 127
+  float scale[kInputRows];
+  float scaled_sum[kInputRows];   // scale * float(sum of the quants)
+  int32_t minus_sum[kInputRows];  // -(sum of the quants)
+};
+
+// Where the parts of a record begin, and what its quants are. (Not for the types that have no record.)
+template <WeightType type>
+struct PackedRecord;
+
+template <>
+struct PackedRecord<WeightType::kQ8_0> {
+  static constexpr size_t kScales = kSteps * kStepBytes;
+  static constexpr bool kHasMin = false;
+  static constexpr size_t kBytes = kScales + kGroupRows * kHalfBytes;
+  static constexpr int kMaxQuant = 255;
+  static constexpr int kZeroBits = 7;  // the quant 2^kZeroBits stands for 0; -1: the quant 0 does
+};
+
+template <>
+struct PackedRecord<WeightType::kQ4_0> {
+  static constexpr size_t kScales = kSteps / 2 * kStepBytes;
+  static constexpr bool kHasMin = false;
+  static constexpr size_t kBytes = kScales + kGroupRows * kHalfBytes;
+  static constexpr int kMaxQuant = 15;
+  static constexpr int kZeroBits = 3;
+};
+
+template <>
+struct PackedRecord<WeightType::kQ4_1> {
+  static constexpr size_t kScales = kSteps / 2 * kStepBytes;
+  static constexpr bool kHasMin = true;
+  static constexpr size_t kMins = kScales + kGroupRows * kHalfBytes;
+  static constexpr size_t kBytes = kMins + kGroupRows * kHalfBytes;
+  static constexpr int kMaxQuant = 15;
+  static constexpr int kZeroBits = -1;
+};
+
+// Bytes of a record; 0 for types that are not packed.
+constexpr size_t PackedRecordBytes(WeightType type) {
+  switch (type) {
+    case WeightType::kQ8_0:
+      return PackedRecord<WeightType::kQ8_0>::kBytes;
+    case WeightType::kQ4_0:
+      return PackedRecord<WeightType::kQ4_0>::kBytes;
+    case WeightType::kQ4_1:
+      return PackedRecord<WeightType::kQ4_1>::kBytes;
+    default:
+      return 0;
+  }
+}
+
+}  // namespace millrace::kernels::cpu
