@@ -83,12 +83,15 @@ double RingTiming::slowest_stage_seconds() const {
   return slowest > 0 ? slowest : planned_seconds_;
 }
 
-uint32_t RingTiming::Slots(uint32_t cap) const {
+uint32_t RingTiming::Slots(uint32_t cap, const BatchFeatures& decodes) const {
   const double t = slowest_stage_seconds();
   if (t <= 0 || !hop_.known()) return std::min(cap, num_stages_ + 1);
   constexpr double kRounding = 1e-6;
   const double slots = std::ceil(num_stages_ * (t + hop_.value()) / t - kRounding);
-  return slots >= cap ? cap : std::max(num_stages_, static_cast<uint32_t>(slots));
+  const uint32_t full = slots >= cap ? cap : std::max(num_stages_, static_cast<uint32_t>(slots));
+  if (num_stages_ > 1 || full < 2 || decodes.decode_rows < 2 || costs().empty()) return full;
+  const SlowestStageCost cost(costs());
+  return cost(decodes) + hop_.value() < full * cost(decodes.Share(full)) ? 1 : full;
 }
 
 }  // namespace millrace

@@ -49,7 +49,11 @@ class RingTiming {
   // m = max(p, ceil(p (t + c) / t)) for p stages, slowest stage t, mean hop c: with fewer in flight the
   // slowest stage waits for the first to come round again. One more than stages while t or c is unknown. At
   // most `cap`.
-  uint32_t Slots(uint32_t cap) const;
+  //
+  // `decodes`: all that runs, where that is decodes only; else empty. A single stage gets 1 where one
+  // microbatch of them all and a hop take less than m of their share each: the weights are read once
+  // instead of m times.
+  uint32_t Slots(uint32_t cap, const BatchFeatures& decodes) const;
 
   // What of a round is spent outside stages, over p; 0: unknown. Needs no offsets between clocks: times
   // within stages and of the whole round are each taken from one clock.

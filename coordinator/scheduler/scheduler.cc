@@ -50,6 +50,7 @@ struct Scheduler::Impl {
   }
   void ApplyResult(SequenceResult result, absl::Time now);
   void ApplyToken(Sequence* sequence, SequenceResult result, absl::Time now);
+  uint32_t Slots() const;
   BatchSnapshot Snapshot() const;
   void AddWaiting(BatchSnapshot* snapshot) const;
   void CountFreedBlocks(BatchSnapshot* snapshot) const;
@@ -154,11 +155,26 @@ void Scheduler::Impl::ApplyToken(Sequence* sequence, SequenceResult result, absl
   if (end) End(sequence, absl::OkStatus(), *end, sequence->output_tokens(), now);
 }
 
+uint32_t Scheduler::Impl::Slots() const {
+  BatchFeatures decodes;
+  // Only a single stage asks what they are.
+  if (ring->num_stages == 1 && running.size() <= options.max_rows) {
+    for (const auto& [order, sequence] : running) {
+      if (!ViewOf(*sequence).decoding()) {
+        decodes = {};
+        break;
+      }
+      decodes += BatchFeatures::Decode(sequence->tokens());
+    }
+  }
+  return timing.Slots(ring->max_in_flight, decodes);
+}
+
 BatchSnapshot Scheduler::Impl::Snapshot() const {
   BatchSnapshot snapshot;
   snapshot.max_rows = options.max_rows;
   snapshot.num_stages = ring->num_stages;
-  snapshot.slots = timing.Slots(ring->max_in_flight);
+  snapshot.slots = Slots();
   snapshot.in_flight = static_cast<uint32_t>(in_flight.size());
   snapshot.max_running_sequences = options.max_running_sequences;
   snapshot.block_tokens = ring->block_tokens;
@@ -388,7 +404,7 @@ absl::Time Scheduler::NextDeadline() const {
 
 std::optional<MicrobatchPlan> Scheduler::PlanNext(absl::Time now) {
   if (!impl_->ring || impl_->live.empty()) return std::nullopt;
-  if (impl_->in_flight.size() >= impl_->timing.Slots(impl_->ring->max_in_flight)) return std::nullopt;
+  if (impl_->in_flight.size() >= impl_->Slots()) return std::nullopt;
   if (impl_->options.static_batching && impl_->running.empty()) impl_->OpenBatch();
   const BatchSnapshot snapshot = impl_->Snapshot();
   const BatchDecision decision = DecideBatch(snapshot);
@@ -417,7 +433,7 @@ SchedulerLoad Scheduler::load() const {
   load.blocks_used = impl_->blocks.pool().num_used();
   load.blocks_cached = impl_->blocks.pool().num_cached();
   load.block_tokens = impl_->ring ? impl_->ring->block_tokens : 0;
-  load.slots = impl_->ring ? impl_->timing.Slots(impl_->ring->max_in_flight) : 0;
+  load.slots = impl_->ring ? impl_->Slots() : 0;
   load.hop_seconds = impl_->ring ? impl_->timing.hop_seconds() : 0;
   if (impl_->ring) {
     for (const StageCostModel& model : impl_->timing.costs()) {

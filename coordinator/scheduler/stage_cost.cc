@@ -14,6 +14,11 @@ BatchFeatures& BatchFeatures::operator+=(const BatchFeatures& other) {
   return *this;
 }
 
+BatchFeatures BatchFeatures::Share(double parts) const {
+  return {decode_rows / parts, prefill_rows / parts, decode_attention / parts, prefill_attention / parts,
+          sampled_rows / parts};
+}
+
 BatchFeatures BatchFeatures::Decode(double context) {
   BatchFeatures features;
   features.decode_rows = 1;

@@ -16,6 +16,7 @@ struct BatchFeatures {
 
   double rows() const { return decode_rows + prefill_rows; }
   BatchFeatures& operator+=(const BatchFeatures& other);
+  BatchFeatures Share(double parts) const;  // an even one of so many
 
   static BatchFeatures Decode(double context);  // one row that attends to `context` positions and is sampled
   static BatchFeatures Prefill(double first_position, double rows, bool sampled);

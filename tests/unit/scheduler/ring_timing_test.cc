@@ -29,8 +29,8 @@ void Return(RingTiming& timing, std::vector<double> busy, double hop) {
 
 TEST(RingTimingTest, TakesOneMoreThanStagesWhileNothingIsKnown) {
   const RingTiming timing(4, {}, 0);
-  EXPECT_EQ(timing.Slots(100), 5u);
-  EXPECT_EQ(timing.Slots(4), 4u);
+  EXPECT_EQ(timing.Slots(100, {}), 5u);
+  EXPECT_EQ(timing.Slots(4, {}), 4u);
   EXPECT_EQ(timing.hop_seconds(), 0);
 }
 
@@ -53,19 +53,47 @@ TEST(RingTimingTest, FillsTheHopsWithMicrobatches) {
     RingTiming timing(static_cast<uint32_t>(c.busy.size()), {}, 0);
     for (int i = 0; i < 3; ++i) Return(timing, c.busy, c.hop);
     EXPECT_NEAR(timing.hop_seconds(), c.hop, 1e-9);
-    EXPECT_EQ(timing.Slots(64), c.slots) << c.busy.size() << " stages, hop of " << c.hop;
+    EXPECT_EQ(timing.Slots(64, {}), c.slots) << c.busy.size() << " stages, hop of " << c.hop;
   }
+}
+
+// 4 ms to read the weights, and 1 ms a row.
+RingTiming OneStage(double hop) {
+  StageCost cost;
+  cost.fixed = 4 * kMs;
+  cost.rows = {{0, 0}, {1, 1 * kMs}};
+  RingTiming timing(1, {cost}, hop);
+  timing.OnPlanned(Decodes(1));
+  return timing;
+}
+
+TEST(RingTimingTest, LeavesDecodesTogetherOnASingleStage) {
+  EXPECT_EQ(OneStage(1 * kMs).Slots(64, Decodes(16)), 1u);    // 20 + 1 < 2 (4 + 8)
+  EXPECT_EQ(OneStage(3.9 * kMs).Slots(64, Decodes(16)), 1u);  // 20 + 3.9
+  EXPECT_EQ(OneStage(4.1 * kMs).Slots(64, Decodes(16)), 2u);
+  EXPECT_EQ(OneStage(9 * kMs).Slots(64, Decodes(16)), 3u);  // 20 + 9 > 3 (4 + 16 / 3)
+  EXPECT_EQ(OneStage(1 * kMs).Slots(64, Decodes(1)), 2u);   // nothing to put together
+  EXPECT_EQ(OneStage(1 * kMs).Slots(64, {}), 2u);           // prefill runs
+  EXPECT_EQ(OneStage(1 * kMs).Slots(1, Decodes(16)), 1u);
+}
+
+TEST(RingTimingTest, KeepsSeveralStagesFull) {
+  StageCost cost;
+  cost.fixed = 40 * kMs;
+  RingTiming timing(2, {cost, cost}, kMs);
+  timing.OnPlanned(Decodes(1));
+  EXPECT_EQ(timing.Slots(64, Decodes(16)), 3u);
 }
 
 TEST(RingTimingTest, StartsFromWhatIsKnownBefore) {
   StageCost cost;
   cost.fixed = 10 * kMs;
   RingTiming timing(2, {cost, cost}, 9 * kMs);
-  EXPECT_EQ(timing.Slots(64), 3u);  // no microbatch to predict yet
+  EXPECT_EQ(timing.Slots(64, {}), 3u);  // no microbatch to predict yet
   timing.OnPlanned(Decodes(1));
-  EXPECT_EQ(timing.Slots(64), 4u);
+  EXPECT_EQ(timing.Slots(64, {}), 4u);
   for (int i = 0; i < 200; ++i) Return(timing, {10 * kMs, 10 * kMs}, 20 * kMs);
-  EXPECT_EQ(timing.Slots(64), 6u);
+  EXPECT_EQ(timing.Slots(64, {}), 6u);
 }
 
 TEST(RingTimingTest, LearnsWhatStagesCost) {
