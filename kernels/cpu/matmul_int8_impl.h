@@ -16,7 +16,8 @@ namespace millrace::kernels::cpu {
 // Rows that go through one pair of groups before the next: their blocks stay in the L2 cache beside the
 // weights.
 inline constexpr size_t kInt8RowBlock = 64;
-// How far ahead of the reading of weights that no cache has they are asked for.
+inline constexpr size_t kLineBytes = 64;
+// How far ahead of the only tile that reads them weights are asked for.
 inline constexpr size_t kPrefetchBytes = 4096;
 
 // How a format's quants come out of a record (PackedRecord). Step: elements 4 * step .. of the rows of one
@@ -98,9 +99,26 @@ MILLRACE_KERNEL_INLINE void StoreSegment(const V& sum, bool accumulate, size_t l
   }
 }
 
+// Weights that a tile asks for ahead of time, `step` bytes (a multiple of kLineBytes) with each block.
+template <class Int8>
+struct Prefetch {
+  const uint8_t* from = nullptr;
+  size_t step = 0;
+  bool soon = false;  // for the L1 cache; else for the L2, which does not hold up the loads of the tile
+
+  MILLRACE_KERNEL_INLINE void Step() {
+    if (soon) {
+      for (size_t i = 0; i < step; i += kLineBytes) __builtin_prefetch(from + i, 0, 3);
+    } else {
+      for (size_t i = 0; i < step; i += kLineBytes) __builtin_prefetch(from + i, 0, 2);
+    }
+    from += step;
+  }
+};
+
 // kRows rows from `row` on (a multiple of kInputRows) against kCount groups from `group` on.
 template <class Int8, class Format, int kRows, int kCount>
-inline void PackedTile(const PackedProduct& args, size_t row, size_t group) {
+inline void PackedTile(const PackedProduct& args, size_t row, size_t group, Prefetch<Int8> prefetch) {
   using Sums = TileSums<Int8, kRows, kCount>;
   using V = Vec<typename Int8::Part>;
   const size_t group_bytes = args.blocks * Format::kBytes;
@@ -118,9 +136,7 @@ inline void PackedTile(const PackedProduct& args, size_t row, size_t group) {
     for (; b < end; ++b) {
       const uint8_t* w[kCount];
       for (int g = 0; g < kCount; ++g) w[g] = weights + g * group_bytes + b * Format::kBytes;
-      if constexpr (kCount == 1) {
-        for (size_t i = 0; i < Format::kBytes; i += 64) __builtin_prefetch(w[0] + kPrefetchBytes + i);
-      }
+      prefetch.Step();
       for (size_t p = 0; p < Sums::kParts; ++p) {
         AddBlock<Int8, Format, kRows, kCount>(w, x[b], p, sums.part[p]);
       }
@@ -140,15 +156,26 @@ inline void PackedTile(const PackedProduct& args, size_t row, size_t group) {
 
 // Of `rows` rows from `row` on, as many as one tile takes.
 template <class Int8, class Format, int kRows, int kCount>
-inline void PackedTileOf(const PackedProduct& args, size_t rows, size_t row, size_t group) {
-  if (rows >= kRows) return PackedTile<Int8, Format, kRows, kCount>(args, row, group);
-  if constexpr (kRows > 1) PackedTileOf<Int8, Format, kRows - 1, kCount>(args, rows, row, group);
+inline void PackedTileOf(const PackedProduct& args, size_t rows, size_t row, size_t group,
+                         Prefetch<Int8> prefetch) {
+  if (rows >= kRows) return PackedTile<Int8, Format, kRows, kCount>(args, row, group, prefetch);
+  if constexpr (kRows > 1) PackedTileOf<Int8, Format, kRows - 1, kCount>(args, rows, row, group, prefetch);
 }
 
+// All rows from `begin` to `end` against kCount groups. One tile alone asks for weights shortly before it
+// reads them; of several, each asks for its part of the next kCount groups.
 template <class Int8, class Format, int kCount>
-inline void PackedRows(const PackedProduct& args, size_t row_begin, size_t row_end, size_t group) {
-  for (size_t row = row_begin; row < row_end; row += kInputRows) {
-    PackedTileOf<Int8, Format, static_cast<int>(kInputRows), kCount>(args, row_end - row, row, group);
+inline void PackedRows(const PackedProduct& args, size_t begin, size_t end, size_t group) {
+  const size_t tiles = (end - begin + kInputRows - 1) / kInputRows;
+  const size_t bytes = kCount * args.blocks * Format::kBytes;
+  const uint8_t* weights = args.weights + group * args.blocks * Format::kBytes;
+  const size_t step = (kCount * Format::kBytes / tiles + kLineBytes - 1) / kLineBytes * kLineBytes;
+  for (size_t i = 0; i < tiles; ++i) {
+    const size_t row = begin + i * kInputRows;
+    const size_t asked = i * args.blocks * step;
+    Prefetch<Int8> prefetch{weights + kPrefetchBytes, step, true};
+    if (tiles > 1) prefetch = {weights + bytes + asked, asked < bytes ? step : 0, false};
+    PackedTileOf<Int8, Format, static_cast<int>(kInputRows), kCount>(args, end - row, row, group, prefetch);
   }
 }
 
