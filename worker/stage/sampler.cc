@@ -24,8 +24,38 @@ double Sum(const std::vector<double>& values, size_t count) {
   return sum;
 }
 
+// Of values without NaN. One chain of comparisons for each lane, so that compilers can use vectors.
+float LargestValue(absl::Span<const float> values) {
+  constexpr size_t kLanes = 16;
+  float lanes[kLanes];
+  std::fill_n(lanes, kLanes, kOut);
+  size_t i = 0;
+  for (; i + kLanes <= values.size(); i += kLanes) {
+    for (size_t lane = 0; lane < kLanes; ++lane) lanes[lane] = std::max(lanes[lane], values[i + lane]);
+  }
+  for (; i < values.size(); ++i) lanes[0] = std::max(lanes[0], values[i]);
+  return *std::max_element(lanes, lanes + kLanes);
+}
+
+// Of orderly values, -inf being none. The lowest id wins a tie.
+std::optional<TokenId> LargestOrderly(absl::Span<const float> values) {
+  constexpr size_t kBlock = 1024;
+  float best = kOut;
+  size_t best_begin = 0;
+  for (size_t begin = 0; begin < values.size(); begin += kBlock) {
+    const float largest = LargestValue(values.subspan(begin, kBlock));
+    if (largest > best) {
+      best = largest;
+      best_begin = begin;
+    }
+  }
+  if (best == kOut) return std::nullopt;
+  const auto found = std::find(values.begin() + static_cast<ptrdiff_t>(best_begin), values.end(), best);
+  return static_cast<TokenId>(found - values.begin());
+}
+
 // The lowest id wins a tie.
-std::optional<TokenId> Largest(absl::Span<const float> values) {
+std::optional<TokenId> LargestFinite(absl::Span<const float> values) {
   std::optional<TokenId> best;
   for (size_t id = 0; id < values.size(); ++id) {
     if (!(values[id] > kOut) || std::isinf(values[id])) continue;
@@ -49,8 +79,8 @@ uint64_t Sampler::scratch_bytes() const {
 TokenId Sampler::Sample(const SampleInput& input) {
   MILLRACE_CHECK(input.logits.size() == adjusted_.size());
   Adjust(input);
-  const std::optional<TokenId> best = Largest(adjusted_);
-  if (!best.has_value()) return Largest(input.logits).value_or(0);
+  const std::optional<TokenId> best = LargestOrderly(adjusted_);
+  if (!best.has_value()) return LargestFinite(input.logits).value_or(0);
   if (input.options->temperature == 0) return *best;
   largest_ = adjusted_[*best];
   temperature_ = input.options->temperature;

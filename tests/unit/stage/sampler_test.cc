@@ -75,6 +75,19 @@ TEST(SamplerTest, GreedyTakesTheLargest) {
 TEST(SamplerTest, GreedyTakesTheLowestIdOnATie) {
   EXPECT_EQ(Greedy({1, 3, 0, 3, 3}).Sample(), 1u);
 }
+// The search goes by blocks and lanes: every place of the largest, and of an equal one behind it.
+TEST(SamplerTest, GreedyFindsTheLargestWhereverItIs) {
+  for (const size_t size : {1, 15, 16, 17, 1023, 1024, 1025, 3001}) {
+    for (size_t at = 0; at < size; at += size < 100 ? 1 : 61) {
+      std::vector<float> logits(size, -5);
+      logits[size - 1] = logits[at] = -4;
+      EXPECT_EQ(Greedy(logits).Sample(), at) << size;
+      logits[size - 1] = -3;
+      EXPECT_EQ(Greedy(logits).Sample(), size - 1) << size;
+    }
+  }
+}
+
 TEST(SamplerTest, GreedyNeverTakesNan) {
   EXPECT_EQ(Greedy({kNan, -3, kNan, -2, kNan}).Sample(), 3u);
 }
