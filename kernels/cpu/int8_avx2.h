@@ -33,7 +33,12 @@ struct Int8Avx2 {
   MILLRACE_KERNEL_INLINE static Words Set1Word(int16_t v) { return _mm256_set1_epi16(v); }
   MILLRACE_KERNEL_INLINE static Words MulBytes(Bytes w, Words x) { return _mm256_maddubs_epi16(w, x); }
   MILLRACE_KERNEL_INLINE static Words MulWords(Words a, Words b) { return _mm256_madd_epi16(a, b); }
-  MILLRACE_KERNEL_INLINE static Words AddWords(Words a, Words b) { return _mm256_add_epi16(a, b); }
+  MILLRACE_KERNEL_INLINE static Words AddWords(Words a, Words b) {
+    Words sum = _mm256_add_epi16(a, b);
+    // Compilers rather add in trees, for which all products wait in memory.
+    asm("" : "+x"(sum));
+    return sum;
+  }
   MILLRACE_KERNEL_INLINE static Words Add32(Words a, Words b) { return _mm256_add_epi32(a, b); }
   MILLRACE_KERNEL_INLINE static Part ToFloat(Words v) { return {_mm256_cvtepi32_ps(v)}; }
 

@@ -138,7 +138,10 @@ inline void PackedTile(const PackedProduct& args, size_t row, size_t group, Pref
       for (int g = 0; g < kCount; ++g) w[g] = weights + g * group_bytes + b * Format::kBytes;
       prefetch.Step();
       for (size_t p = 0; p < Sums::kParts; ++p) {
-        AddBlock<Int8, Format, kRows, kCount>(w, x[b], p, sums.part[p]);
+        const InputBlock* inputs = x + b;
+        // Else compilers keep the broadcast inputs of one part for the next, in memory.
+        if constexpr (Sums::kParts > 1) asm volatile("" : "+r"(inputs));
+        AddBlock<Int8, Format, kRows, kCount>(w, *inputs, p, sums.part[p]);
       }
     }
     const bool accumulate = args.store == MatMulStore::kAdd || (args.store == MatMulStore::kReplace && s > 0);
