@@ -20,6 +20,14 @@ struct MatMulInput {
   const void* quantized = nullptr;
 };
 
+// How PrepareInput rounds.
+enum class InputRounding {
+  kPlain,
+  // Blocks that are much larger than the others of their row, whose rounding would cost the most, keep what
+  // rounding left over, rounded to 8 bits in turn. Needs whole rows: what is large depends on all of a row.
+  kRefineLargest,
+};
+
 struct PrepareInputArgs {
   const float* x = nullptr;  // [rows, columns]
   size_t rows = 0;
@@ -27,6 +35,7 @@ struct PrepareInputArgs {
   // Backend::MatMulInputBytes(rows, columns) bytes, 64-byte aligned. Null: the input serves only weights that
   // are not packed.
   uint8_t* buffer = nullptr;
+  InputRounding rounding = InputRounding::kPlain;
 };
 
 }  // namespace millrace::kernels

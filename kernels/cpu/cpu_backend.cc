@@ -90,14 +90,13 @@ class CpuBackend : public Backend {
   }
   size_t MatMulInputBytes(size_t max_rows, size_t columns) const override {
     if (!int8_ || columns % kActivationBlock != 0) return 0;
-    const size_t tiles = (max_rows + cpu::kInputRows - 1) / cpu::kInputRows;
-    return tiles * (columns / kActivationBlock) * sizeof(cpu::InputBlock);
+    return 2 * cpu::InputBlocks(max_rows, columns) * sizeof(cpu::InputBlock);
   }
   MatMulInput PrepareInput(const PrepareInputArgs& args) const override {
     MatMulInput input{args.x, args.rows, args.columns, nullptr};
     if (args.buffer == nullptr || MatMulInputBytes(args.rows, args.columns) == 0) return input;
     const cpu::QuantizeArgs quantize{args.x, args.rows, args.columns,
-                                     reinterpret_cast<cpu::InputBlock*>(args.buffer)};
+                                     reinterpret_cast<cpu::InputBlock*>(args.buffer), args.rounding};
     Run(isa_.ops.quantize, quantize, cost::Quantize(args.rows * args.columns));
     input.quantized = args.buffer;
     return input;

@@ -49,6 +49,7 @@ struct PackedFormat<Int8, WeightType::kQ4_1> : PackedRecord<WeightType::kQ4_1>, 
 // A product, or one thread's share of it.
 struct PackedProduct {
   const InputBlock* x;
+  const InputBlock* refinements;
   size_t rows;
   const uint8_t* weights;
   size_t blocks;  // of a weight row
@@ -124,6 +125,7 @@ inline void PackedTile(const PackedProduct& args, size_t row, size_t group, Pref
   const size_t group_bytes = args.blocks * Format::kBytes;
   const uint8_t* weights = args.weights + group * group_bytes;
   const InputBlock* x = args.x + row / kInputRows * args.blocks;
+  const InputBlock* refinements = args.refinements + row / kInputRows * args.blocks;
   size_t b = 0;
   for (size_t s = 0; s < args.segments; ++s) {
     const size_t end = args.segments == 1 ? args.blocks : args.segment_ends[s] / kActivationBlock;
@@ -142,6 +144,11 @@ inline void PackedTile(const PackedProduct& args, size_t row, size_t group, Pref
         // Else compilers keep the broadcast inputs of one part for the next, in memory.
         if constexpr (Sums::kParts > 1) asm volatile("" : "+r"(inputs));
         AddBlock<Int8, Format, kRows, kCount>(w, *inputs, p, sums.part[p]);
+      }
+      if (__builtin_expect(x[b].refined, false)) {
+        for (size_t p = 0; p < Sums::kParts; ++p) {
+          AddBlock<Int8, Format, kRows, kCount>(w, refinements[b], p, sums.part[p]);
+        }
       }
     }
     const bool accumulate = args.store == MatMulStore::kAdd || (args.store == MatMulStore::kReplace && s > 0);
@@ -204,6 +211,7 @@ void PackedMatMul(const MatMulArgs& args, WorkShare share) {
   const WorkShare::Range groups = share.Of((args.weights.rows + kGroupRows - 1) / kGroupRows);
   PackedProduct product;
   product.x = static_cast<const InputBlock*>(args.x.quantized);
+  product.refinements = product.x + InputBlocks(args.x.rows, args.x.columns);
   product.rows = args.x.rows;
   product.weights = args.weights.data;
   product.blocks = args.weights.columns / kActivationBlock;

@@ -16,7 +16,8 @@ struct QuantizeArgs {
   const float* x = nullptr;  // [rows, columns]
   size_t rows = 0;
   size_t columns = 0;         // a multiple of kActivationBlock
-  InputBlock* out = nullptr;  // [rows / kInputRows, rounded up][columns / kActivationBlock]
+  InputBlock* out = nullptr;  // InputBlocks(rows, columns), and refinements for as many
+  InputRounding rounding = InputRounding::kPlain;
 };
 
 using PackedMatMulOp = void (*)(const MatMulArgs&, WorkShare);

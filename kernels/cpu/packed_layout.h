@@ -4,8 +4,8 @@
 //   dot = sum of quant(r) * quant(n), an exact integer, the weights' zero point removed
 //   acc = fma(float(dot) * scale[r][b], weight_scale[n][b], acc)
 //   acc = fma(weight_min[n][b], scaled_sum[r][b], acc)              only formats with a minimum
-// in float32, acc starting at 0 with each segment. This one chain makes the bits equal for all row counts,
-// tiles and instruction sets.
+// in float32, acc starting at 0 with each segment, and the same two steps once more with the refinement of a
+// block that has one. This one chain makes the bits equal for all row counts, tiles and instruction sets.
 //
 // Weights: rows in groups of kGroupRows, the last group padded with rows of zeros. A group is one record per
 // block, a record is
@@ -37,13 +37,26 @@ inline constexpr size_t kStepBytes = kGroupRows * kStepElements;
 inline constexpr size_t kInputRows = 4;
 
 // One block of kInputRows rows. An input is [rows / kInputRows, rounded up][columns / 32] of them, that is a
-// tile's rows lie at fixed distances; rows after the last are not written and not read.
+// tile's rows lie at fixed distances; rows after the last are not written and not read. As many blocks again
+// follow, the refinements; only those that `refined` speaks of are written and read.
+//
+// A refinement holds, of the rows that need one, x - scale * quant rounded in the same way, and zeros of the
+// others: these add exactly nothing to their sums, so a row does not depend on its neighbours.
 struct alignas(64) InputBlock {
   int8_t quants[kInputRows][kActivationBlock];  // -127 .. 127
   float scale[kInputRows];
   float scaled_sum[kInputRows];   // scale * float(sum of the quants)
   int32_t minus_sum[kInputRows];  // -(sum of the quants)
+  bool refined;                   // some row of it is
 };
+
+// A block is refined if the square of its scale is more than this many times the mean square of its row's.
+// docs/DECISIONS.md tells what it costs and gives.
+inline constexpr float kRefineAbove = 4;
+
+constexpr size_t InputBlocks(size_t rows, size_t columns) {
+  return (rows + kInputRows - 1) / kInputRows * (columns / kActivationBlock);
+}
 
 // Where the parts of a record begin, and what its quants are. (Not for the types that have no record.)
 template <WeightType type>

@@ -35,6 +35,27 @@ inline void QuantizeBlock(const float* x, size_t row, InputBlock* out) {
   out->minus_sum[row] = -sum;
 }
 
+// Refines the largest blocks of a row that QuantizeBlock has rounded.
+template <class Int8>
+inline void RefineRow(const QuantizeArgs& args, size_t row, InputBlock* rounded, InputBlock* refinements) {
+  const size_t blocks = args.columns / kActivationBlock, lane = row % kInputRows;
+  float squares = 0;
+  for (size_t b = 0; b < blocks; ++b) squares += rounded[b].scale[lane] * rounded[b].scale[lane];
+  const float least = kRefineAbove * squares / static_cast<float>(blocks);
+  for (size_t b = 0; b < blocks; ++b) {
+    const float scale = rounded[b].scale[lane];
+    if (!(scale * scale > least)) continue;
+    if (!rounded[b].refined) std::memset(refinements + b, 0, sizeof(InputBlock));
+    rounded[b].refined = true;
+    const float* x = args.x + row * args.columns + b * kActivationBlock;
+    float rest[kActivationBlock];
+    for (size_t i = 0; i < kActivationBlock; ++i) {
+      rest[i] = x[i] - scale * static_cast<float>(rounded[b].quants[lane][i]);
+    }
+    QuantizeBlock<Int8>(rest, lane, refinements + b);
+  }
+}
+
 template <class Int8>
 void Quantize(const QuantizeArgs& args, WorkShare share) {
   const size_t blocks = args.columns / kActivationBlock;
@@ -42,8 +63,13 @@ void Quantize(const QuantizeArgs& args, WorkShare share) {
   for (size_t r = rows.begin; r < rows.end; ++r) {
     InputBlock* out = args.out + r / kInputRows * blocks;
     const float* x = args.x + r * args.columns;
-    for (size_t b = 0; b < blocks; ++b)
+    for (size_t b = 0; b < blocks; ++b) {
+      if (r % kInputRows == 0) out[b].refined = false;
       QuantizeBlock<Int8>(x + b * kActivationBlock, r % kInputRows, out + b);
+    }
+    if (args.rounding == InputRounding::kRefineLargest) {
+      RefineRow<Int8>(args, r, out, out + InputBlocks(args.rows, args.columns));
+    }
   }
 }
 

@@ -41,6 +41,7 @@ struct Call {
   std::vector<uint32_t> segment_ends;
   size_t out_stride = 0;
   std::vector<float> out;  // what is there before; empty: NaN
+  InputRounding rounding = InputRounding::kPlain;
 };
 
 class Product {
@@ -63,7 +64,8 @@ class Product {
     const size_t outs = call.store == MatMulStore::kPartials ? call.segment_ends.size() : 1;
     GuardedFloats out = call.out.empty() ? GuardedFloats(outs * rows * stride) : GuardedFloats(call.out);
     MatMulArgs args;
-    args.x = backend_.PrepareInput({in.data(), rows, k, reinterpret_cast<uint8_t*>(buffer.data())});
+    args.x =
+        backend_.PrepareInput({in.data(), rows, k, reinterpret_cast<uint8_t*>(buffer.data()), call.rounding});
     args.weights = weights_;
     args.out = out.data();
     args.out_stride = call.out_stride;
@@ -250,6 +252,83 @@ TEST_P(MatMulInt8Test, GivesARowTheSameBitsInEveryBatchOnAnyNumberOfThreadsAndIn
   }
 }
 
+const Call kRefined{MatMulStore::kReplace, {}, 0, {}, InputRounding::kRefineLargest};
+
+// Rows of which every third has large blocks, each in places of its own.
+std::vector<float> RowsWithLargeBlocks(size_t rows, size_t columns) {
+  std::vector<float> x = RandomFloats(rows * columns, 21);
+  const size_t blocks = columns / 32;
+  for (size_t r = 0; r < rows; r += 3) {
+    for (const size_t b : {r % blocks, (r + 5) % blocks}) {
+      for (size_t i = 0; i < 32; ++i) x[r * columns + b * 32 + i] *= i == r % 32 ? 1000.0f : 7.0f;
+    }
+  }
+  return x;
+}
+
+// What is left of the large blocks is rounded to 8 bits again; all others are off by half of their scale.
+TEST_P(MatMulInt8Test, RefinesLargeBlocks) {
+  constexpr size_t kRows = 7, kN = 17, kColumns = 576, kBlocks = kColumns / 32;
+  const auto backend = MakeInt8Backend(GetParam());
+  const std::vector<float> x = RowsWithLargeBlocks(kRows, kColumns);
+  for (const WeightType type : kPackedTypes) {
+    const OwnedWeights weights = RandomWeights(type, kN, kColumns, 22);
+    std::vector<float> exact;
+    std::vector<double> bounds;
+    for (size_t r = 0; r < kRows; ++r) {
+      double max[kBlocks] = {}, squares = 0;
+      for (size_t i = 0; i < kColumns; ++i) {
+        max[i / 32] = std::max<double>(max[i / 32], std::fabs(x[r * kColumns + i]));
+      }
+      for (const double m : max) squares += m * m;
+      for (size_t n = 0; n < kN; ++n) {
+        double sum = 0, bound = 0;
+        for (size_t i = 0; i < kColumns; ++i) {
+          const double w = reference::WeightAt(weights.matrix, n, i), m = max[i / 32];
+          const double left = m * m > 4 * squares / kBlocks ? 0.5 / 127 : 1.0;
+          sum += static_cast<double>(x[r * kColumns + i]) * w;
+          bound += std::fabs(w) * m * (left * 0.5 / 127 + 1e-5);
+        }
+        exact.push_back(static_cast<float>(sum));
+        bounds.push_back(bound);
+      }
+    }
+    Product product(*backend, weights.matrix);
+    EXPECT_TRUE(IsClose(product.Run(x, kRows, kRefined), exact, bounds));
+    EXPECT_FALSE(IsClose(product.Run(x, kRows), exact, bounds)) << "the plain rounding is as good";
+  }
+}
+
+TEST_P(MatMulInt8Test, GivesARefinedRowTheSameBitsInEveryBatchOnAnyNumberOfThreadsAndInstructionSet) {
+  constexpr size_t kN = 33, kColumns = 288;
+  const std::vector<float> x = RowsWithLargeBlocks(kMaxRows, kColumns);
+  for (const WeightType type : kPackedTypes) {
+    const OwnedWeights weights = RandomWeights(type, kN, kColumns, 23);
+    const auto portable = MakeInt8Backend("portable"), backend = MakeInt8Backend(GetParam());
+    const std::vector<float> whole = Product(*portable, weights.matrix).Run(x, kMaxRows, kRefined);
+    Product product(*backend, weights.matrix);
+    for (const size_t rows : kRowCounts) {
+      ASSERT_TRUE(IsBitEqual(product.Run(x, rows, kRefined), First(whole, rows * kN))) << rows;
+    }
+    const auto team = MakeInt8Backend(GetParam(), 3);
+    EXPECT_TRUE(IsBitEqual(Product(*team, weights.matrix).Run(x, kMaxRows, kRefined), whole));
+    const std::vector<float> plain = product.Run(x, kMaxRows);
+    for (size_t r = 0; r < 9; ++r) {
+      const auto row = x.begin() + static_cast<std::ptrdiff_t>(r * kColumns);
+      const std::vector<float> alone(row, row + kColumns);
+      const auto at = [&](const std::vector<float>& all) {
+        const auto begin = all.begin() + static_cast<std::ptrdiff_t>(r * kN);
+        return std::vector<float>(begin, begin + kN);
+      };
+      EXPECT_TRUE(IsBitEqual(product.Run(alone, 1, kRefined), at(whole))) << r;
+      // A row without large blocks is not changed by those of its neighbours.
+      if (r % 3 != 0) {
+        EXPECT_TRUE(IsBitEqual(at(plain), at(whole))) << r;
+      }
+    }
+  }
+}
+
 TEST_P(MatMulInt8Test, AddsSegmentsInOrderWhicheverWayTheyAreStored) {
   const auto backend = MakeInt8Backend(GetParam());
   constexpr size_t kN = 35, kColumns = 288;
@@ -328,8 +407,10 @@ TEST_P(MatMulInt8Test, MakesARowWithNanOrInfinityNanAndNoOther) {
     for (const size_t rows : {2, 8}) {
       std::vector<float> x = RandomFloats(rows * 64, 16);
       x[64 + 17] = odd;
-      const std::vector<float> out = product.Run(x, rows);
-      for (size_t i = 0; i < out.size(); ++i) EXPECT_EQ(std::isnan(out[i]), i / 5 == 1) << i;
+      for (const Call& call : {Call(), kRefined}) {
+        const std::vector<float> out = product.Run(x, rows, call);
+        for (size_t i = 0; i < out.size(); ++i) EXPECT_EQ(std::isnan(out[i]), i / 5 == 1) << i;
+      }
     }
   }
 }
