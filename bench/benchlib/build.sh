@@ -6,5 +6,5 @@ build_bench() {
   [ -e "$build/CMakeCache.txt" ] || configure_build "$build" -DCMAKE_BUILD_TYPE=Release
   say "building the programs (minutes, the first time)"
   cmake --build "$build" --parallel "$(build_jobs)" --target millrace-coordinator millrace-worker millrace-cli load_generator \
-    delay_relay timed_worker transport_bench scheduler_bench kernels_bench >&2
+    delay_relay timed_worker transport_bench scheduler_bench kernels_bench stage_bench >&2
 }

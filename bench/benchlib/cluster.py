@@ -19,8 +19,8 @@ class BenchError(Exception):
     """A program did not do what the benchmark needs; the message says which and what it printed."""
 
 
-def run_json(command, seconds=600):
-    """Runs a program to its end and returns what it printed as JSON."""
+def run_text(command, seconds=600):
+    """Runs a program to its end and returns what it printed."""
     command = [str(part) for part in command]
     try:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=seconds)
@@ -29,10 +29,16 @@ def run_json(command, seconds=600):
     if done.returncode != 0:
         said = done.stderr.decode(errors="replace").strip()[-600:]
         raise BenchError(f"{pathlib.Path(command[0]).name}: exit code {done.returncode}: {said}\n{' '.join(command)}")
+    return done.stdout.decode(errors="replace")
+
+
+def run_json(command, seconds=600):
+    """Runs a program to its end and returns what it printed as JSON."""
+    text = run_text(command, seconds)
     try:
-        return json.loads(done.stdout)
+        return json.loads(text)
     except ValueError as error:
-        raise BenchError(f"{command[0]} printed no JSON: {done.stdout[:200]!r}") from error
+        raise BenchError(f"{command[0]} printed no JSON: {text[:200]!r}") from error
 
 
 class Process:

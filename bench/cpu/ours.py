@@ -1,11 +1,11 @@
 """Our side of each comparison: a cluster of real processes, and load on it that does what llama.cpp's programs do."""
 import itertools
+import re
 import subprocess
 import tempfile
 import time
 
-from benchlib import measure
-from benchlib.cluster import BenchError, Cluster, program_has_flag
+from benchlib.cluster import BIN, BenchError, Cluster, program_has_flag, run_text
 
 CONTEXT_TOKENS = 2048
 DECODE_SEED = 1                  # the same prompts each time: the prefix cache shortens the way to decoding
@@ -13,22 +13,20 @@ MOST_LEAD = 256
 FRESH_SEEDS = itertools.count(1000)  # never the same prompt twice: nothing of it is in the prefix cache
 
 
-def worker_flags(threads, tensor_parallel=1):
-    """Flags of a worker with so many threads in each of so many shards. BenchError: this build cannot do that."""
-    flags = []
-    for name, value in (("threads", threads), ("tensor-parallel", tensor_parallel)):
-        if program_has_flag("millrace-worker", name):
-            flags += [f"--{name}", value]
-        elif value != 1:
-            raise BenchError(f"millrace-worker has no --{name}")
-    return flags
+def worker_flags(threads):
+    """Flags of a worker with so many threads. BenchError: this build cannot do that."""
+    if program_has_flag("millrace-worker", "threads"):
+        return ["--threads", threads]
+    if threads != 1:
+        raise BenchError("millrace-worker has no --threads")
+    return []
 
 
 class Ours:
     """A cluster of `stages` workers; a context manager."""
 
-    def __init__(self, model, stages=1, threads=1, tensor_parallel=1):
-        self.cluster = Cluster(model, stages, coordinator=["--context", CONTEXT_TOKENS], worker=worker_flags(threads, tensor_parallel))
+    def __init__(self, model, stages=1, threads=1):
+        self.cluster = Cluster(model, stages, coordinator=["--context", CONTEXT_TOKENS], worker=worker_flags(threads))
         self.warm_sequences = 0
         # The first of several sequences go on while the others' prompts are computed: tokens for that time.
         self.lead = 2
@@ -56,17 +54,6 @@ class Ours:
             self.warm_sequences = sequences
         return self.cluster.load(output_tokens=tokens, **flags)["windows"][0]
 
-    def collective_share(self, depth, tokens):
-        """Share of the time of decode steps that shards spent on adding their parts up; None where stages do not say."""
-        window = self.decode_window(1, depth, tokens)
-        shares = []
-        for begin, end in zip(window["load_begin"]["stages"], window["load_end"]["stages"]):
-            if "collective" not in end:
-                raise BenchError("the workers give no account of collectives")
-            busy = measure.seconds(end["busy"]) - measure.seconds(begin["busy"])
-            shares.append((measure.seconds(end["collective"]) - measure.seconds(begin["collective"])) / busy)
-        return max(shares)
-
     def pids(self):
         return [process.pid for process in self.cluster.processes]
 
@@ -75,6 +62,24 @@ class Ours:
 
     def __exit__(self, *_):
         self.cluster.stop()
+
+
+def parse_shards(text):
+    """(tokens/s, share of the time spent in collectives) of one measurement of decoding, as stage_bench prints it."""
+    rate = re.search(r"^decode, .*: ([0-9.]+) tokens/s", text, re.MULTILINE)
+    share = re.search(r"^ *of it in collectives: ([0-9.]+) %$", text, re.MULTILINE)
+    if not rate or not share:
+        raise BenchError(f"stage_bench does not tell of collectives: {text.strip()[-200:]!r}")
+    return float(rate.group(1)), float(share.group(1)) / 100
+
+
+def shard_decode(model, shards, depth, tokens):
+    """As parse_shards: one sequence in one process without RPC, each shard with one thread. Loading does not count."""
+    for flag in ("tensor-parallel", "activations"):
+        if not program_has_flag("stage_bench", flag):
+            raise BenchError(f"stage_bench has no --{flag}")
+    return parse_shards(run_text([BIN / "stage_bench", model, "--tensor-parallel", shards, "--activations", "int8", "--sequences", 1,
+                                  "--prefill-tokens", 1, "--context", depth, "--steps", tokens, "--runs", 1]))
 
 
 def load_seconds(model):

@@ -157,14 +157,11 @@ def two_worker_rows(bench, _):
 def shard_rows(bench, _):
     """C6: what a decode step of two shards spends on adding their parts up."""
     limit = COLLECTIVE_SHARE.get(bench.name)
-    with ours.Ours(bench.path, tensor_parallel=2) as mine:
-        def run():
-            return {"share": mine.collective_share(DEPTH, bench.single_tokens), "rate": mine.decode(1, DEPTH, bench.single_tokens)}
-        result = bench.interleave({"two shards": run}, mine.pids())["two shards"]
-    spread = result.spread(lambda value: value["share"])
+    result = bench.interleave({"two shards": lambda: ours.shard_decode(bench.path, 2, DEPTH, bench.single_tokens)}, [])["two shards"]
+    spread = result.spread(lambda value: value[1])
     return [Row("C6", f"decode, 1 sequence, 2 shards of 1 thread: share of collectives [{bench.title}]",
                 f"<= {100 * limit:.0f} %" if limit else "-", limit, measured=spread["median"], spread=spread, noise=result.noise(),
-                reference=f"{result.spread(lambda value: value['rate'])['median']:.4g} tokens/s")]
+                reference=f"{result.spread(lambda value: value[0])['median']:.4g} tokens/s, without RPC")]
 
 
 def load_rows(bench, _):

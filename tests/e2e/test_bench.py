@@ -11,7 +11,8 @@ import pytest
 
 from harness import BIN, ROOT, Process, run_program
 
-sys.path.insert(0, str(ROOT / "bench"))
+sys.path[:0] = [str(ROOT / "bench"), str(ROOT / "bench" / "cpu")]
+import ours  # noqa: E402
 from benchlib import gguf, llama_cpp, measure, svg, table, trace  # noqa: E402
 from benchlib.cluster import BenchError  # noqa: E402
 
@@ -86,6 +87,15 @@ def test_peer_results_are_read():
 def test_peer_results_of_another_shape_are_refused(parse, text, why):
     with pytest.raises(BenchError, match=why):
         parse(text)
+
+
+def test_shares_of_collectives_are_read():
+    text = ("model, 22 layers, 2 shards of 1 threads, cpu/int8\nloaded in 1.20 s, weights 1138.1 MB, activations 7.4 MB\n"
+            "prefill, 1 tokens in chunks of 128: 11.2 tokens/s; by CPU time of one thread 11.0\n"
+            "decode, 1 sequences, context 64: 21.5 tokens/s; by CPU time of one thread 21.9\n  of it in collectives: 4.3 %\n")
+    assert ours.parse_shards(text) == (21.5, pytest.approx(0.043))
+    with pytest.raises(BenchError, match="does not tell"):
+        ours.parse_shards(text.replace("collectives", "waiting"))
 
 
 def stand_in_for_llama_cpp(folder, name, answer):
