@@ -10,6 +10,7 @@
 #include "cli/cluster_file.h"
 #include "cli/plan_view.h"
 #include "common/status_macros.h"
+#include "common/transport/numeric_messages.h"
 #include "common/transport/profile_messages.h"
 #include "coordinator/planner/plan.h"
 #include "coordinator/planner/stage_costs.h"
@@ -83,6 +84,7 @@ absl::Status TakeFrom(const v1::GetClusterResponse& response, PlanRequest& reque
   request.max_rows = response.max_rows();
   request.max_in_flight = response.max_in_flight();
   request.block_tokens = response.block_tokens();
+  request.shape.kv_type = FromWire(response.kv_type()).value_or(KvType::kF32);
   return absl::OkStatus();
 }
 

@@ -66,11 +66,12 @@ void PrintStages(const v1::GetLoadResponse& load) {
   for (const v1::StageLoad& stage : load.stages()) {
     const std::string layers =
         absl::StrCat(stage.first_layer(), "-", stage.first_layer() + stage.num_layers() - 1);
-    std::printf("%-6u %-10s %12s %12s %12s %7.1f%% %7.1f%%  %s, %s, hop by %s\n", stage.stage(),
+    std::printf("%-6u %-10s %12s %12s %12s %7.1f%% %7.1f%%  %s, %s, %s, %u %s, hop by %s\n", stage.stage(),
                 layers.c_str(), FormatBytes(stage.weight_bytes()).c_str(),
                 FormatBytes(stage.kv_bytes()).c_str(), FormatBytes(stage.activation_bytes()).c_str(),
                 stage.busy_share() * 100, stage.bubble_ratio() * 100, stage.worker().c_str(),
-                stage.numeric_class().c_str(), stage.hop().c_str());
+                stage.numeric_class().c_str(), stage.kernels().c_str(), stage.threads(),
+                stage.threads() == 1 ? "thread" : "threads", stage.hop().c_str());
   }
 }
 

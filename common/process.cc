@@ -11,9 +11,12 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cmath>
+#include <cstdint>
 #include <fstream>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "common/check.h"
 #include "common/log.h"
 
@@ -26,6 +29,13 @@ sigset_t StopSignals() {
   sigaddset(&set, SIGINT);
   sigaddset(&set, SIGTERM);
   return set;
+}
+
+// Version 2 in one file, version 1 in two; a quota of "max" or -1 is none.
+size_t CpuQuota(std::istream& quota_file, std::istream& period_file) {
+  double quota = 0, period = 0;
+  if (!(quota_file >> quota) || !(period_file >> period) || quota <= 0 || period <= 0) return SIZE_MAX;
+  return static_cast<size_t>(std::max(1.0, std::ceil(quota / period)));
 }
 
 // The first number in a file, or 0: cgroup files say "max" where there is no limit.
@@ -114,6 +124,41 @@ CpuCount CountCpus() {
   if (sched_getaffinity(0, sizeof(set), &set) == 0) count.allowed = CPU_COUNT(&set);
   count.present = static_cast<int>(std::max(1L, sysconf(_SC_NPROCESSORS_ONLN)));
   return count;
+}
+
+std::vector<int> AllowedCores() {
+  cpu_set_t set;
+  std::vector<int> cores;
+  if (sched_getaffinity(0, sizeof(set), &set) == 0) {
+    for (int core = 0; core < CPU_SETSIZE; ++core) {
+      if (CPU_ISSET(static_cast<size_t>(core), &set)) cores.push_back(core);
+    }
+  }
+  if (cores.empty()) cores.push_back(0);
+  return cores;
+}
+
+std::string CoreListText(const std::vector<int>& cores) {
+  std::string text;
+  for (size_t begin = 0, end; begin < cores.size(); begin = end) {
+    end = begin + 1;
+    while (end < cores.size() && cores[end] == cores[end - 1] + 1) ++end;
+    absl::StrAppend(&text, text.empty() ? "" : ",", cores[begin]);
+    if (end - begin > 1) absl::StrAppend(&text, "-", cores[end - 1]);
+  }
+  return text;
+}
+
+size_t CpuTimeLimit() {
+  std::ifstream both("/sys/fs/cgroup/cpu.max");
+  std::ifstream quota("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"), period("/sys/fs/cgroup/cpu/cpu.cfs_period_us");
+  return std::min(CpuQuota(both, both), CpuQuota(quota, period));
+}
+
+std::string MachineIdentity() {
+  std::string boot;
+  std::ifstream("/proc/sys/kernel/random/boot_id") >> boot;
+  return boot;
 }
 
 void WarnIfConfined(int threads) {

@@ -6,6 +6,7 @@
 #include <memory>
 #include <string>
 #include <thread>
+#include <vector>
 
 namespace millrace {
 
@@ -46,6 +47,18 @@ struct CpuCount {
   int present = 1;
 };
 CpuCount CountCpus();
+
+// The cores this process may run on, rising; not empty.
+std::vector<int> AllowedCores();
+// Such as "0-3,8".
+std::string CoreListText(const std::vector<int>& cores);
+
+// How many cores' worth of time the process's control group gets, rounded up, whatever cores it may run on;
+// SIZE_MAX: no limit.
+size_t CpuTimeLimit();
+
+// What is the same for all processes of one machine: the kernel's boot id. Empty: unknown.
+std::string MachineIdentity();
 
 // Logs a warning if the process is confined to fewer cores than `threads` while the machine has enough of
 // them, as Open MPI does by default with two ranks or fewer.

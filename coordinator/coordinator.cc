@@ -52,7 +52,7 @@ struct LoadedModel {
   std::shared_ptr<const ModelShape> shape;
 };
 
-absl::StatusOr<LoadedModel> LoadModel(const std::string& path) {
+absl::StatusOr<LoadedModel> LoadModel(const std::string& path, KvType kv_type) {
   LoadedModel model;
   ASSIGN_OR_RETURN(model.file, GgufFile::Open(path));
   ASSIGN_OR_RETURN(model.hyper_parameters, ReadHyperParameters(*model.file));
@@ -68,7 +68,9 @@ absl::StatusOr<LoadedModel> LoadModel(const std::string& path) {
     }
   }
   model.fingerprint = model.file->Fingerprint();
-  model.shape = std::make_shared<const ModelShape>(ReadModelShape(*model.file, model.hyper_parameters));
+  ModelShape shape = ReadModelShape(*model.file, model.hyper_parameters);
+  shape.kv_type = kv_type;
+  model.shape = std::make_shared<const ModelShape>(std::move(shape));
   return model;
 }
 
@@ -145,7 +147,7 @@ absl::Status Coordinator::Prepare() {
   if (!options_.join_secret_file.empty()) {
     ASSIGN_OR_RETURN(secret_, ReadSecretFile(options_.join_secret_file));
   }
-  ASSIGN_OR_RETURN(model_, LoadModel(options_.model));
+  ASSIGN_OR_RETURN(model_, LoadModel(options_.model, options_.numeric.kv));
   const uint32_t model_context = model_.hyper_parameters.context_tokens;
   if (options_.context_tokens > model_context) {
     return absl::InvalidArgumentError(
@@ -165,6 +167,7 @@ void Coordinator::MakeFrontend() {
   frontend.tokenizer = model_.tokenizer.get();
   frontend.chat_template = model_.chat_template.get();
   frontend.model = model_.hyper_parameters;
+  frontend.kv_type = options_.numeric.kv;
   frontend.fingerprint = model_.fingerprint;
   frontend.weight_bytes = StageWeightBytes(*model_.file, 0, model_.hyper_parameters.num_layers, true, true);
   frontend.version = kVersion;
@@ -206,6 +209,7 @@ void Coordinator::MakeCluster() {
   cluster.cluster.placement = placement_;
   cluster.cluster.placement_is_fixed = !options_.layers.empty();
   cluster.cluster.shape = model_.shape;
+  cluster.cluster.numeric = options_.numeric;
   cluster.cluster.max_rows = options_.max_rows;
   cluster.cluster.workload = options_.workload;
   cluster.cluster.context_tokens = options_.context_tokens;

@@ -8,6 +8,7 @@
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
+#include "common/numeric_choice.h"
 #include "common/options.h"
 #include "coordinator/planner/stage_costs.h"
 
@@ -23,6 +24,7 @@ struct CoordinatorOptions {
   std::string join_secret_file;
   std::string join_secret;  // used if there is no file
   std::string status_file;  // JSON with addresses and process id, written once it listens
+  NumericChoice numeric;    // that all stages compute with
   uint32_t max_rows = 128;
   uint32_t max_in_flight = 0;                              // the most; at least stages
   absl::Duration inter_token_goal = absl::ZeroDuration();  // zero: none
@@ -59,6 +61,8 @@ class CoordinatorFlags {
   int64_t max_in_flight_ = 0;
   std::string batching_ = "inflight";
   std::string workload_;
+  std::string activations_ = "f32";
+  std::string kv_type_ = "auto";
   int64_t block_tokens_ = 16;
   int64_t context_tokens_ = 0;
   int64_t max_running_ = 256;

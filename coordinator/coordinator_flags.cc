@@ -1,3 +1,4 @@
+#include <optional>
 #include <string>
 
 #include "absl/strings/numbers.h"
@@ -29,6 +30,13 @@ void CoordinatorFlags::Declare(OptionSet& set, bool with_join_secret) {
   }
   set.AddString("status-file", &options_.status_file, "FILE",
                 "write addresses and process id there as JSON once it listens");
+  set.AddString(
+      "activations", &activations_, "int8|f32",
+      "what rows are multiplied with quantised weights as, on all workers: int8 is several times as "
+      "fast, f32 exact");
+  set.AddString(
+      "kv-type", &kv_type_, "auto|f32|f16|int8",
+      "how keys and values are kept, on all workers; auto: f16 with int8 activations, f32 with f32");
   set.AddInt("max-rows", &max_rows_, 1, 4096, "tokens in one microbatch");
   set.AddInt("max-in-flight", &max_in_flight_, 0, 1024,
              "most microbatches in the ring at once; what keeps it full is measured; fewer than the stages "
@@ -72,6 +80,22 @@ absl::StatusOr<Workload> ParseWorkload(const std::string& text) {
   return workload;
 }
 
+absl::StatusOr<NumericChoice> ParseNumericChoice(const std::string& activations, const std::string& kv_type) {
+  const std::optional<ActivationType> type = ParseActivationType(activations);
+  if (!type.has_value()) {
+    return absl::InvalidArgumentError(absl::StrCat("--activations: '", activations, "' is not int8 or f32"));
+  }
+  if (kv_type == "auto") {
+    return NumericChoice{*type, *type == ActivationType::kInt8 ? KvType::kF16 : KvType::kF32};
+  }
+  const std::optional<KvType> kv = ParseKvType(kv_type);
+  if (!kv.has_value()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--kv-type: '", kv_type, "' is not auto, f32, f16 or int8"));
+  }
+  return NumericChoice{*type, *kv};
+}
+
 }  // namespace
 
 absl::StatusOr<CoordinatorOptions> CoordinatorFlags::Finish() const {
@@ -100,6 +124,9 @@ absl::StatusOr<CoordinatorOptions> CoordinatorFlags::Finish() const {
         absl::StrCat("--batching: '", batching_, "' is not inflight or static"));
   }
   result.static_batching = batching_ == "static";
+  const absl::StatusOr<NumericChoice> numeric = ParseNumericChoice(activations_, kv_type_);
+  if (!numeric.ok()) return numeric.status();
+  result.numeric = *numeric;
   const absl::StatusOr<Workload> workload = ParseWorkload(workload_);
   if (!workload.ok()) return workload.status();
   result.workload = *workload;

@@ -8,11 +8,11 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstring>
-#include <fstream>
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "common/process.h"
 #include "common/transport/secret.h"
 
 namespace millrace {
@@ -38,8 +38,7 @@ bool CanBind(const std::string& name) {
 }  // namespace
 
 std::string HostIdentity() {
-  std::string boot;
-  std::ifstream("/proc/sys/kernel/random/boot_id") >> boot;
+  const std::string boot = MachineIdentity();
   struct stat network = {};
   if (boot.empty() || stat("/proc/self/ns/net", &network) != 0) return "";
   return absl::StrCat(boot, "/", network.st_ino);

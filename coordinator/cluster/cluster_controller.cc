@@ -12,6 +12,7 @@
 #include "common/log.h"
 #include "common/process.h"
 #include "common/transport/local_socket.h"
+#include "common/transport/numeric_messages.h"
 #include "common/transport/profile_messages.h"
 #include "coordinator/pipeline/plan_messages.h"
 #include "coordinator/planner/stage_costs.h"
@@ -20,6 +21,7 @@ namespace millrace {
 namespace {
 
 constexpr size_t kEventCapacity = 4096;
+constexpr size_t kMaxActivationTypes = 8;
 
 WorkerHello ToHello(const v1::Hello& wire) {
   WorkerHello hello;
@@ -37,6 +39,16 @@ WorkerHello ToHello(const v1::Hello& wire) {
   // What its neighbour would connect to must be nothing else.
   if (IsUnixAddress(wire.unix_address())) hello.unix_address = wire.unix_address();
   hello.host_identity = wire.host_identity();
+  hello.activation_types.clear();
+  for (const int type : wire.activation_types()) {
+    const std::optional<ActivationType> known = FromWire(static_cast<v1::ActivationType>(type));
+    if (known.has_value() && hello.activation_types.size() < kMaxActivationTypes) {
+      hello.activation_types.push_back(*known);
+    }
+  }
+  hello.machine = wire.machine();
+  hello.cores = wire.cores();
+  hello.kernels = wire.kernels();
   return hello;
 }
 
@@ -48,7 +60,17 @@ WorkerLoaded ToLoaded(const v1::Loaded& wire) {
   loaded.activation_bytes = wire.activation_bytes();
   loaded.kv_blocks = wire.kv_blocks();
   loaded.kv_bytes_per_block = wire.kv_bytes_per_block();
+  loaded.threads = wire.threads();
   return loaded;
+}
+
+// Of v1::Measure or v1::Assign.
+template <class Message>
+void SetChoice(const NumericChoice& numeric, const CoreShare& cores, Message* message) {
+  message->set_activations(ToWire(numeric.activations));
+  message->set_kv_type(ToWire(numeric.kv));
+  message->mutable_core_share()->set_index(cores.index);
+  message->mutable_core_share()->set_count(cores.count);
 }
 
 }  // namespace
@@ -141,7 +163,7 @@ void ClusterController::HandleHello(const std::shared_ptr<WorkerSession>& sessio
     return session->End(absl::InvalidArgumentError("a second hello"));
   }
   LogInfo("worker ", session->id().value(), " from ", hello.host(), " (process ", hello.process_id(), ", ",
-          hello.ring_address(), ", ", hello.numeric_class(), ")");
+          hello.ring_address(), ", ", hello.kernels(), ")");
   state_.OnHello(session->id(), ToHello(hello), Clock::Steady().Now());
 }
 
@@ -187,7 +209,7 @@ void ClusterController::CarryOut(const ClusterAction& action) {
     const auto it = sessions_.find(refuse->worker);
     if (it != sessions_.end()) it->second->End(refuse->why);
   } else if (const auto* measure = std::get_if<MeasureWorker>(&action)) {
-    Measure(measure->worker);
+    Measure(*measure);
   } else if (const auto* begin = std::get_if<BeginEpoch>(&action)) {
     LogForecast();
     OpenHops(begin->epoch);
@@ -218,12 +240,14 @@ void ClusterController::Welcome(WorkerId worker) {
   Send(worker, std::move(message));
 }
 
-void ClusterController::Measure(WorkerId worker) {
+void ClusterController::Measure(const MeasureWorker& action) {
   v1::CoordinatorMessage message;
-  message.mutable_measure()->set_max_rows(options_.max_rows);
-  message.mutable_measure()->set_context_tokens(options_.context_tokens);
-  message.mutable_measure()->set_block_tokens(options_.block_tokens);
-  Send(worker, std::move(message));
+  v1::Measure* measure = message.mutable_measure();
+  measure->set_max_rows(options_.max_rows);
+  measure->set_context_tokens(options_.context_tokens);
+  measure->set_block_tokens(options_.block_tokens);
+  SetChoice(options_.cluster.numeric, action.cores, measure);
+  Send(action.worker, std::move(message));
 }
 
 void ClusterController::LogForecast() const {
@@ -264,6 +288,7 @@ void ClusterController::Assign(const AssignStage& action) {
   assign->set_next_address(action.next_address);
   assign->set_next_unix_address(action.next_unix_address);
   assign->set_max_context_tokens(options_.context_tokens);
+  SetChoice(options_.cluster.numeric, action.cores, assign);
   Send(action.worker, std::move(message));
 }
 
@@ -316,6 +341,7 @@ void ClusterController::PublishState() {
   cluster.max_in_flight = options_.max_in_flight;
   cluster.block_tokens = options_.block_tokens;
   cluster.context_tokens = options_.context_tokens;
+  cluster.kv_type = options_.cluster.numeric.kv;
   engine_->SetCluster(std::move(cluster));
   const PipelineState state = state_.state();
   std::string detail = state_.Detail();

@@ -67,7 +67,7 @@ class ClusterController {
   void BeginStop(const StopAsked& stop);
   void CarryOut(const ClusterAction& action);
   void Welcome(WorkerId worker);
-  void Measure(WorkerId worker);
+  void Measure(const MeasureWorker& action);
   void LogForecast() const;
   void OpenHops(Epoch epoch);
   void Assign(const AssignStage& action);

@@ -51,8 +51,27 @@ absl::Status ClusterState::CheckHello(const WorkerHello& hello) const {
   return absl::OkStatus();
 }
 
+absl::Status ClusterState::CheckNumeric(const WorkerHello& hello) const {
+  const std::vector<ActivationType>& types = hello.activation_types;
+  if (std::find(types.begin(), types.end(), options_.numeric.activations) != types.end()) {
+    return absl::OkStatus();
+  }
+  const absl::string_view chosen = ActivationTypeName(options_.numeric.activations);
+  return absl::FailedPreconditionError(absl::StrCat(
+      "the worker cannot compute with ", chosen, " activations, only with ",
+      absl::StrJoin(types, ", ",
+                    [](std::string* out, ActivationType type) { absl::StrAppend(out, ActivationTypeName(type)); }),
+      "; the coordinator's --activations chooses for all"));
+}
+
 void ClusterState::OnHello(WorkerId worker, WorkerHello hello, absl::Time now) {
-  if (const absl::Status status = CheckHello(hello); !status.ok()) {
+  absl::Status status = CheckHello(hello);
+  if (status.ok()) {
+    status = CheckNumeric(hello);
+    // Others are waited for in vain if they are alike, so the state names it.
+    if (!status.ok()) last_refusal_ = absl::StrCat("refused ", hello.host, ": ", status.message());
+  }
+  if (!status.ok()) {
     actions_.push_back(RefuseWorker{worker, status});
     return;
   }
@@ -100,13 +119,13 @@ void ClusterState::BeginIfReady(absl::Time now) {
 // Asks those that have not measured; all at once, as they are to measure at the same time.
 bool ClusterState::AllMeasured() {
   bool all = true;
-  for (const WorkerId id : stages_) {
-    Worker& worker = workers_.at(id);
+  for (uint32_t stage = 0; stage < num_stages(); ++stage) {
+    Worker& worker = workers_.at(stages_[stage]);
     if (!worker.hello.measures || worker.profile.has_value()) continue;
     all = false;
     if (worker.measure_asked) continue;
     worker.measure_asked = true;
-    actions_.push_back(MeasureWorker{id});
+    actions_.push_back(MeasureWorker{stages_[stage], CoresOf(stage)});
   }
   return all;
 }
@@ -180,8 +199,22 @@ void ClusterState::StartEpoch() {
     const bool last = stage + 1 == num_stages();
     actions_.push_back(AssignStage{stages_[stage], epoch, stage, ranges_[stage],
                                    last ? "" : workers_.at(stages_[stage + 1]).hello.ring_address,
-                                   NextUnixAddress(stage)});
+                                   NextUnixAddress(stage), CoresOf(stage)});
   }
+}
+
+CoreShare ClusterState::CoresOf(uint32_t stage) const {
+  const WorkerHello& hello = workers_.at(stages_[stage]).hello;
+  CoreShare share;
+  if (hello.machine.empty()) return share;
+  share.count = 0;
+  for (const WorkerId id : stages_) {
+    const WorkerHello& other = workers_.at(id).hello;
+    if (other.machine != hello.machine || other.cores != hello.cores) continue;
+    if (id < stages_[stage]) ++share.index;
+    ++share.count;
+  }
+  return share;
 }
 
 // Of the receiver of the stage's output, if both are on one host.
@@ -247,6 +280,7 @@ void ClusterState::OnReady(WorkerId worker, Epoch epoch, const std::string& hop)
   phase_ = Phase::kServing;
   failed_in_a_row_ = 0;
   last_failure_.clear();
+  last_refusal_.clear();
   RingUp up{Epoch(epoch_), stages_, {}, kv_blocks_, StageCosts()};
   for (const WorkerId id : stages_) up.stages.push_back(StageOf(id));
   actions_.push_back(std::move(up));
@@ -367,6 +401,7 @@ std::string ClusterState::Detail() const {
     if (!free.empty()) {
       parts.push_back(absl::StrCat("waiting for ", free.size(), " of ", num_stages(), " workers (stage ",
                                    absl::StrJoin(free, ", "), ")"));
+      if (!last_refusal_.empty()) parts.push_back(last_refusal_);
     } else {
       parts.push_back(misfit_.empty() ? "the workers measure how fast they are" : misfit_);
     }
@@ -411,10 +446,10 @@ ClusterSnapshot ClusterState::Snapshot() const {
     added.id = id;
     added.address = worker.hello.ring_address;
     added.host = worker.hello.host;
-    added.numeric_class = worker.hello.numeric_class;
+    added.numeric_class = NumericClass(worker.hello.numeric_class, options_.numeric);
     added.memory_bytes = worker.hello.memory_bytes;
     added.kv_memory_bytes = worker.hello.kv_memory_bytes;
-    added.threads = worker.hello.threads;
+    added.threads = worker.loaded.has_value() ? worker.loaded->threads : worker.hello.threads;
     added.stage = worker.stage;
     added.profile = worker.profile;
   }
@@ -436,7 +471,9 @@ StageSnapshot ClusterState::StageOf(WorkerId id) const {
   snapshot.weight_bytes = worker.loaded->weight_bytes;
   snapshot.kv_bytes = worker.loaded->kv_bytes_per_block * kv_blocks_;
   snapshot.activation_bytes = worker.loaded->activation_bytes;
-  snapshot.numeric_class = worker.hello.numeric_class;
+  snapshot.numeric_class = NumericClass(worker.hello.numeric_class, options_.numeric);
+  snapshot.kernels = worker.hello.kernels;
+  snapshot.threads = worker.loaded->threads;
   if (forecast_.has_value()) snapshot.predicted_seconds = forecast_->seconds[*worker.stage];
   snapshot.hop = worker.hop;
   return snapshot;

@@ -13,6 +13,7 @@
 #include "absl/status/status.h"
 #include "absl/time/time.h"
 #include "common/ids.h"
+#include "common/numeric_choice.h"
 #include "common/worker_profile.h"
 #include "coordinator/pipeline/engine_port.h"
 #include "coordinator/planner/model_shape.h"
@@ -30,6 +31,7 @@ struct ClusterOptions {
   // Of the model: layers are placed by what the workers measured. Null: as in `placement`.
   std::shared_ptr<const ModelShape> shape;
   bool placement_is_fixed = false;  // `placement` is the user's; with a shape it is rated all the same
+  NumericChoice numeric;            // that all stages compute with
   uint32_t max_rows = 0;            // of a microbatch, and context: for what a stage needs of memory
   uint32_t context_tokens = 0;
   Workload workload;                                 // the stages are to be equal for
@@ -48,12 +50,16 @@ struct WorkerHello {
   std::optional<uint32_t> stage;
   std::string numeric_class;
   std::string host;
-  bool measures = false;         // answers MeasureWorker with OnProfile
-  uint64_t memory_bytes = 0;     // for weights, KV cache and activations; 0: not said
-  uint64_t kv_memory_bytes = 0;  // of which for KV cache; 0: not said
-  uint32_t threads = 1;
+  bool measures = false;           // answers MeasureWorker with OnProfile
+  uint64_t memory_bytes = 0;       // for weights, KV cache and activations; 0: not said
+  uint64_t kv_memory_bytes = 0;    // of which for KV cache; 0: not said
+  uint32_t threads = 1;            // 0: as many as its share of the cores
   std::string unix_address = {};   // where processes of the same host reach it, too; empty: nowhere
   std::string host_identity = {};  // equal: the same host; empty: not known
+  std::vector<ActivationType> activation_types = {ActivationType::kF32};  // it can compute with
+  std::string machine = {};  // equal: one machine; empty: not known
+  std::string cores = {};    // that it may use there
+  std::string kernels = {};  // for people
 };
 
 struct WorkerLoaded {
@@ -63,6 +69,13 @@ struct WorkerLoaded {
   uint64_t activation_bytes = 0;
   uint32_t kv_blocks = 0;
   uint64_t kv_bytes_per_block = 0;
+  uint32_t threads = 0;  // that share each op
+};
+
+// Of `count` workers with a stage that may use the same cores of one machine, number `index`.
+struct CoreShare {
+  uint32_t index = 0;
+  uint32_t count = 1;
 };
 
 // Actions.
@@ -75,6 +88,7 @@ struct RefuseWorker {  // ends its control stream
 };
 struct MeasureWorker {
   WorkerId worker;
+  CoreShare cores;
 };
 struct BeginEpoch {  // hops of this epoch may come from now on
   Epoch epoch;
@@ -86,6 +100,7 @@ struct AssignStage {
   LayerRange layers;
   std::string next_address;       // empty: the coordinator
   std::string next_unix_address;  // empty: not on the same host
+  CoreShare cores;
 };
 struct ActivateStage {
   WorkerId worker;
@@ -158,6 +173,7 @@ class ClusterState {
   };
 
   absl::Status CheckHello(const WorkerHello& hello) const;
+  absl::Status CheckNumeric(const WorkerHello& hello) const;
   std::optional<uint32_t> FreeStage() const;
   void FillStages(absl::Time now);
   bool AllMeasured();
@@ -173,6 +189,7 @@ class ClusterState {
   std::string Describe(WorkerId id) const;
   StageSnapshot StageOf(WorkerId id) const;
   std::string NextUnixAddress(uint32_t stage) const;
+  CoreShare CoresOf(uint32_t stage) const;
   uint32_t num_stages() const { return static_cast<uint32_t>(options_.placement.size()); }
 
   const ClusterOptions options_;
@@ -182,6 +199,7 @@ class ClusterState {
   int failed_in_a_row_ = 0;
   absl::Time resume_at_ = absl::InfiniteFuture();
   std::string last_failure_;
+  std::string last_refusal_;                // of a worker that cannot compute with what the others do
   std::string misfit_;                      // why the model does not fit on these workers; empty: it does
   std::vector<LayerRange> ranges_;          // by stage
   std::vector<WorkerId> placed_;            // by stage, when ranges_ were chosen; empty: never

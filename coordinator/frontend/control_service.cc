@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
+#include "common/transport/numeric_messages.h"
 #include "common/transport/profile_messages.h"
 #include "coordinator/frontend/error_detail.h"
 #include "coordinator/frontend/generate_stream.h"
@@ -16,7 +17,7 @@
 namespace millrace {
 namespace {
 
-constexpr uint32_t kApiRevision = 2;
+constexpr uint32_t kApiRevision = 3;
 constexpr double kMaxTraceSeconds = 60;
 constexpr int kMaxTraces = 4;
 constexpr size_t kMaxControlBytes = size_t{1} << 20;
@@ -69,6 +70,8 @@ void FillStage(const StageSnapshot& stage, absl::Duration active, v1::StageLoad*
   load->set_numeric_class(stage.numeric_class);
   load->set_predicted_seconds(stage.predicted_seconds);
   load->set_hop(stage.hop);
+  load->set_kernels(stage.kernels);
+  load->set_threads(stage.threads);
   SetDuration(stage.total.busy, load->mutable_busy());
   load->set_microbatches(stage.total.microbatches);
   load->set_rows(stage.total.rows);
@@ -214,7 +217,7 @@ v1::GetModelInfoResponse ControlService::ModelInfo() const {
   info.set_kv_heads(model.num_kv_heads);
   info.set_head_size(model.head_size);
   info.set_weight_bytes(options_.weight_bytes);
-  info.set_kv_bytes_per_token(model.KvBytesPerToken(model.num_layers));
+  info.set_kv_bytes_per_token(model.KvBytesPerToken(model.num_layers, options_.kv_type));
   if (options_.tokenizer->bos().has_value()) info.set_bos_token_id(*options_.tokenizer->bos());
   const absl::Span<const TokenId> ends = options_.tokenizer->end_tokens();
   info.mutable_eos_token_ids()->Add(ends.begin(), ends.end());
@@ -271,6 +274,7 @@ v1::GetClusterResponse ControlService::Cluster() const {
   response.set_max_in_flight(cluster.max_in_flight);
   response.set_block_tokens(cluster.block_tokens);
   response.set_context_tokens(cluster.context_tokens);
+  response.set_kv_type(ToWire(cluster.kv_type));
   return response;
 }
 

@@ -24,6 +24,7 @@ struct ControlServiceOptions {
   const Clock* clock = nullptr;
   HyperParameters model;
   std::string fingerprint;
+  KvType kv_type = KvType::kF32;
   uint64_t weight_bytes = 0;
   bool has_chat_template = false;
   std::string version;

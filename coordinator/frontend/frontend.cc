@@ -51,6 +51,7 @@ ControlServiceOptions Frontend::ControlOptions() {
   control.clock = options_.clock;
   control.model = options_.model;
   control.fingerprint = options_.fingerprint;
+  control.kv_type = options_.kv_type;
   control.weight_bytes = options_.weight_bytes;
   control.has_chat_template = options_.chat_template != nullptr;
   control.version = options_.version;

@@ -29,6 +29,7 @@ struct FrontendOptions {
   const ChatTemplate* chat_template = nullptr;  // null: chat is refused
   HyperParameters model;
   std::string fingerprint;
+  KvType kv_type = KvType::kF32;
   uint64_t weight_bytes = 0;
 
   std::string version;

@@ -11,6 +11,7 @@
 #include "absl/time/time.h"
 #include "common/histogram.h"
 #include "common/ids.h"
+#include "common/kv_type.h"
 #include "common/worker_profile.h"
 #include "coordinator/pipeline/bubble_meter.h"
 #include "coordinator/scheduler/microbatch_plan.h"
@@ -38,6 +39,8 @@ struct StageSnapshot {
   uint64_t kv_bytes = 0;
   uint64_t activation_bytes = 0;
   std::string numeric_class;
+  std::string kernels;                 // for people: the backend and its instruction set
+  uint32_t threads = 0;                // that share each op
   std::string hop;                     // by what its output travels: "tcp" or "unix"
   absl::Duration clock_offset;         // the worker's clock minus the coordinator's; 0 until it is known
   StageUse total;                      // since the epoch began
@@ -53,7 +56,7 @@ struct WorkerSnapshot {
   std::string numeric_class;
   uint64_t memory_bytes = 0;
   uint64_t kv_memory_bytes = 0;
-  uint32_t threads = 0;
+  uint32_t threads = 0;                  // that share each op; 0: not decided yet
   std::optional<uint32_t> stage;         // absent: a spare
   std::optional<WorkerProfile> profile;  // absent: not measured
 };
@@ -68,6 +71,7 @@ struct ClusterSnapshot {
   uint32_t max_in_flight = 0;
   uint32_t block_tokens = 0;
   uint32_t context_tokens = 0;
+  KvType kv_type = KvType::kF32;
 };
 
 struct PipelineSnapshot {

@@ -8,6 +8,7 @@
 #include "common/clock.h"
 #include "common/transport/channels.h"
 #include "common/transport/local_socket.h"
+#include "common/transport/numeric_messages.h"
 
 namespace millrace::testing {
 namespace {
@@ -87,6 +88,7 @@ TestCoordinator::TestCoordinator(const Options& options) {
   cluster.cluster.secret = kClusterSecret;
   cluster.cluster.model_fingerprint = options.fingerprint;
   cluster.cluster.worker_timeout = options.worker_timeout;
+  cluster.cluster.numeric = options.numeric;
   uint32_t first = 0;
   for (const uint32_t count : options.layers) {
     cluster.cluster.placement.push_back({first, count});
@@ -127,13 +129,15 @@ v1::WorkerMessage MakeHello(const std::string& fingerprint) {
   message.mutable_hello()->set_secret(kClusterSecret);
   message.mutable_hello()->set_model_fingerprint(fingerprint);
   message.mutable_hello()->set_ring_address("127.0.0.1:1");
+  for (const ActivationType type : SupportedActivations()) {
+    message.mutable_hello()->add_activation_types(ToWire(type));
+  }
   return message;
 }
 
 TestWorker::TestWorker(const Options& options) : options_(options) {
-  backend_ = *kernels::MakeCpuBackend({.isa = "auto"});
   StageHostOptions host;
-  host.backend = backend_.get();
+  host.backends = options.backends;
   host.listener = &listener_;
   host.router = &router_;
   host.secret = kClusterSecret;

@@ -50,6 +50,7 @@ class TestCoordinator {
     std::string fingerprint;
     uint32_t context_tokens = 512;
     absl::Duration worker_timeout = absl::Hours(1);
+    NumericChoice numeric;
   };
   explicit TestCoordinator(const Options& options);
   ~TestCoordinator();
@@ -81,6 +82,7 @@ class TestWorker {
     std::string model_path;
     std::optional<uint32_t> stage;
     uint64_t kv_memory_bytes = uint64_t{1} << 22;
+    StageBackendOptions backends;
     StageComputeFactory make_stage;  // empty: StageModel::Create
     // By Unix sockets too; kUnreachable: an address at which nobody listens.
     enum class Local { kNo, kYes, kUnreachable } local = Local::kNo;
@@ -115,7 +117,6 @@ class TestWorker {
   BoundedQueue<absl::Status> closed_{1};
   BoundedQueue<uint64_t> assigned_{1000};
   BoundedQueue<std::string> shutdowns_{10};
-  std::unique_ptr<kernels::Backend> backend_;
   HopListener listener_{kClusterSecret};
   EpochRouter router_;
   std::unique_ptr<StageHost> host_;

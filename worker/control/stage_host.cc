@@ -60,16 +60,32 @@ absl::Status StageHost::OpenModel(const std::string& path) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<WorkerProfile> StageHost::Measure(const v1::Measure& measure) const {
+// What was loaded for other backends goes with them.
+absl::Status StageHost::ChooseBackends(const StageBackendChoice& choice) {
+  if (!backends_.empty() && choice == choice_) return absl::OkStatus();
+  stage_.reset();
+  backends_.clear();
+  ASSIGN_OR_RETURN(backends_, MakeStageBackends(options_.backends, choice, AllowedCores()));
+  choice_ = choice;
+  const kernels::Backend& backend = *backends_.front();
+  LogInfo("kernels: ", backend.name(), ", ", backend.threads(),
+          backend.threads() == 1 ? " thread" : " threads", options_.backends.pin_threads ? " (pinned)" : "",
+          ", ", NumericClass(kBackendFamily, choice.numeric));
+  return absl::OkStatus();
+}
+
+absl::StatusOr<WorkerProfile> StageHost::Measure(const v1::Measure& measure) {
   if (measure.max_rows() > kMaxRowsLimit || measure.context_tokens() > hyper_parameters_.context_tokens) {
     return absl::InvalidArgumentError(
         absl::StrCat("a measurement that does not fit the model: ", measure.ShortDebugString()));
   }
+  ASSIGN_OR_RETURN(const StageBackendChoice choice, ToBackendChoice(measure));
+  RETURN_IF_ERROR(ChooseBackends(choice));
   StageProfilerOptions options;
   options.max_rows = measure.max_rows();
   options.context_tokens = measure.context_tokens();
   options.block_tokens = measure.block_tokens();
-  return MeasureProfile(*file_, hyper_parameters_, *options_.backend, options);
+  return MeasureProfile(*file_, hyper_parameters_, *backends_.front(), options);
 }
 
 absl::Status StageHost::LoadLayers(const v1::Assign& assign) {
@@ -84,7 +100,7 @@ absl::Status StageHost::LoadLayers(const v1::Assign& assign) {
                     assign.max_context_tokens() == context_tokens_;
   if (same) return absl::OkStatus();
   stage_.reset();
-  ASSIGN_OR_RETURN(stage_, options_.make_stage(*file_, hyper_parameters_, *options_.backend,
+  ASSIGN_OR_RETURN(stage_, options_.make_stage(*file_, hyper_parameters_, *backends_.front(),
                                                {layout, assign.max_rows(), assign.max_context_tokens(),
                                                 options_.on_progress}));
   layout_ = layout;
@@ -96,6 +112,8 @@ absl::Status StageHost::LoadLayers(const v1::Assign& assign) {
 absl::StatusOr<v1::Loaded> StageHost::Assign(const v1::Assign& assign) {
   EndEpoch();
   RETURN_IF_ERROR(CheckAssign(assign, hyper_parameters_));
+  ASSIGN_OR_RETURN(const StageBackendChoice choice, ToBackendChoice(assign));
+  RETURN_IF_ERROR(ChooseBackends(choice));
   assign_ = assign;
   RETURN_IF_ERROR(LoadLayers(assign));
   const KvCache::Shape shape{assign.num_layers(), 1, assign.block_tokens(), hyper_parameters_.num_kv_heads,
@@ -130,6 +148,7 @@ absl::StatusOr<v1::Loaded> StageHost::Assign(const v1::Assign& assign) {
   loaded.set_kv_blocks(static_cast<uint32_t>(blocks));
   loaded.set_kv_bytes_per_block(block_bytes);
   loaded.set_model_fingerprint(fingerprint_);
+  loaded.set_threads(static_cast<uint32_t>(backends_.front()->threads()));
   return loaded;
 }
 
@@ -194,6 +213,7 @@ void StageHost::StartComputing(uint32_t kv_blocks) {
   }
   compute_ = std::thread([this, epoch = runner.epoch] {
     NameThread("compute");
+    backends_.front()->PinCaller();
     const absl::Status status = runner_->Run();
     if (!status.ok()) options_.on_failed(epoch, status);
   });

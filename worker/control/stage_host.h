@@ -6,6 +6,7 @@
 #include <memory>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -18,6 +19,7 @@
 #include "model/gguf_file.h"
 #include "model/hyper_parameters.h"
 #include "worker/control/epoch_router.h"
+#include "worker/control/stage_backends.h"
 #include "worker/kv/kv_cache.h"
 #include "worker/stage/stage_compute.h"
 #include "worker/stage/stage_runner.h"
@@ -25,7 +27,7 @@
 namespace millrace {
 
 struct StageHostOptions {
-  const kernels::Backend* backend = nullptr;
+  StageBackendOptions backends;
   HopListener* listener = nullptr;
   EpochRouter* router = nullptr;
   std::string secret;
@@ -49,12 +51,14 @@ class StageHost {
   bool has_model() const { return file_ != nullptr; }
   const std::string& fingerprint() const { return fingerprint_; }
 
-  // How fast this worker runs the model. INVALID_ARGUMENT, RESOURCE_EXHAUSTED: as MeasureProfile. REQUIRES:
+  // How fast this worker runs the model with what the coordinator chose. INVALID_ARGUMENT,
+  // RESOURCE_EXHAUSTED: as MeasureProfile. Errors of ToBackendChoice and MakeStageBackends. REQUIRES:
   // has_model().
-  absl::StatusOr<WorkerProfile> Measure(const v1::Measure& measure) const;
+  absl::StatusOr<WorkerProfile> Measure(const v1::Measure& measure);
 
   // Ends the former epoch, loads the layers unless they are loaded, and says what room there is. Upstream may
-  // connect afterwards. INVALID_ARGUMENT, RESOURCE_EXHAUSTED: this worker cannot hold the stage.
+  // connect afterwards. INVALID_ARGUMENT, RESOURCE_EXHAUSTED: this worker cannot hold the stage. Errors of
+  // ToBackendChoice and MakeStageBackends.
   absl::StatusOr<v1::Loaded> Assign(const v1::Assign& assign);
 
   // Allocates the KV cache, connects to the next stage and starts computing. REQUIRES: Assign of this epoch
@@ -70,6 +74,7 @@ class StageHost {
   uint64_t microbatches_done() const;
 
  private:
+  absl::Status ChooseBackends(const StageBackendChoice& choice);
   absl::Status LoadLayers(const v1::Assign& assign);
   absl::Status ConnectNext();
   bool ConnectLocally();
@@ -84,6 +89,8 @@ class StageHost {
   BufferPool result_pool_;
 
   // What is loaded; survives epochs.
+  StageBackendChoice choice_;
+  std::vector<std::unique_ptr<kernels::Backend>> backends_;  // by shard; empty until the first choice
   StageLayout layout_;
   uint32_t max_rows_ = 0;
   uint32_t context_tokens_ = 0;

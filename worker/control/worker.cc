@@ -19,6 +19,7 @@
 #include "common/status_macros.h"
 #include "common/transport/channels.h"
 #include "common/transport/local_socket.h"
+#include "common/transport/numeric_messages.h"
 #include "common/transport/profile_messages.h"
 #include "common/transport/secret.h"
 #include "grpcpp/grpcpp.h"
@@ -40,6 +41,14 @@ constexpr size_t kEventCapacity = 256;
 constexpr int kQuickBeats = 8;
 constexpr absl::Duration kQuickBeat = absl::Milliseconds(20);
 constexpr absl::Duration kProgressInterval = absl::Seconds(1);
+constexpr int64_t kMaxThreads = 1024;
+
+absl::StatusOr<std::string> KernelsName(const std::string& isa) {
+  kernels::CpuBackendOptions options;
+  options.isa = isa;
+  ASSIGN_OR_RETURN(const std::unique_ptr<kernels::Backend> backend, kernels::MakeCpuBackend(options));
+  return backend->name();
+}
 
 // Thread: control (the main thread) unless said otherwise.
 class Worker {
@@ -72,7 +81,7 @@ class Worker {
   std::string unix_address_;  // empty: hops by TCP only
   uint64_t epoch_ = 0;
   BoundedQueue<WorkerEvent> events_;
-  std::unique_ptr<kernels::Backend> backend_;
+  std::string kernels_;  // for people: the instruction set
   EpochRouter router_;
   std::unique_ptr<HopListener> listener_;
   std::unique_ptr<grpc::Server> server_;
@@ -104,11 +113,13 @@ absl::Status Worker::Prepare() {
   if (!options_.join_secret_file.empty()) {
     ASSIGN_OR_RETURN(secret_, ReadSecretFile(options_.join_secret_file));
   }
-  ASSIGN_OR_RETURN(backend_, kernels::MakeCpuBackend({.isa = options_.isa}));
-  LogInfo("kernels: ", backend_->name(), ", numeric class ", backend_->numeric_class());
+  ASSIGN_OR_RETURN(kernels_, KernelsName(options_.backends.isa));
+  LogInfo("kernels: ", kernels_, ", threads: ",
+          options_.backends.threads == 0 ? "this worker's share of the cores"
+                                         : absl::StrCat(options_.backends.threads));
   listener_ = std::make_unique<HopListener>(secret_);
   StageHostOptions host;
-  host.backend = backend_.get();
+  host.backends = options_.backends;
   host.listener = listener_.get();
   host.router = &router_;
   host.secret = secret_;
@@ -180,10 +191,14 @@ void Worker::SendHello() {
   hello->set_ring_address(ring_address_);
   hello->set_model_fingerprint(host_->fingerprint());
   if (options_.stage.has_value()) hello->set_stage(*options_.stage);
-  hello->set_numeric_class(backend_->numeric_class());
+  hello->set_numeric_class(kBackendFamily);
+  for (const ActivationType type : SupportedActivations()) hello->add_activation_types(ToWire(type));
   hello->set_memory_bytes(AvailableMemoryBytes());
   hello->set_kv_memory_bytes(options_.kv_memory_bytes);
-  hello->set_threads(1);
+  hello->set_threads(static_cast<uint32_t>(options_.backends.threads));
+  hello->set_kernels(kernels_);
+  hello->set_machine(MachineIdentity());
+  hello->set_cores(CoreListText(AllowedCores()));
   hello->set_process_id(static_cast<uint64_t>(getpid()));
   hello->set_host(HostName());
   // What stands in for the model would not be measured.
@@ -375,8 +390,13 @@ absl::Status Worker::Run() {
 }  // namespace
 
 void WorkerFlags::DeclareLocal(OptionSet& set) {
-  set.AddString("isa", &options.isa, "NAME",
+  set.AddString("isa", &options.backends.isa, "NAME",
                 "instruction set of the kernels: auto, portable, avx2, avx512, avx512vnni");
+  set.AddInt("threads", &options.backends.threads, 0, kMaxThreads,
+             "threads that share each op; 0: the cores this worker may use, divided by the workers of this "
+             "machine that may use them too");
+  set.AddBool("pin-threads", &options.backends.pin_threads,
+              "confine each thread to one core of this worker's share; for machines that do nothing else");
   set.AddBytes("kv-memory", &options.kv_memory_bytes, "most memory for a worker's KV cache");
   set.AddString(
       "profile", &options.profile, "auto|off",
@@ -411,7 +431,7 @@ absl::Status WorkerFlags::CheckLocal() const {
     return absl::InvalidArgumentError(
         absl::StrCat("--unix-sockets: '", options.unix_sockets, "' is not auto or off"));
   }
-  const absl::Status isa = kernels::MakeCpuBackend({.isa = options.isa}).status();
+  const absl::Status isa = KernelsName(options.backends.isa).status();
   if (isa.ok()) return absl::OkStatus();
   return absl::InvalidArgumentError(absl::StrCat("--isa: ", isa.message()));
 }

@@ -9,6 +9,7 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "common/options.h"
+#include "worker/control/stage_backends.h"
 #include "worker/stage/stage_compute.h"
 
 namespace millrace {
@@ -21,7 +22,7 @@ struct WorkerOptions {
   std::optional<uint32_t> stage;
   std::string join_secret_file;
   std::string join_secret;  // used if there is no file
-  std::string isa = "auto";
+  StageBackendOptions backends;
   std::string unix_sockets = "auto";  // or "off"
   uint64_t kv_memory_bytes = uint64_t{1} << 30;
   absl::Duration join_timeout = absl::Seconds(60);

@@ -7,6 +7,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
+
 #include "common/bounded_queue.h"
 #include "gtest/gtest.h"
 
@@ -112,6 +114,22 @@ TEST_F(ProcessTest, WarnsOnlyIfConfined) {
   const std::string log = ::testing::internal::GetCapturedStderr();
   ASSERT_EQ(sched_setaffinity(0, sizeof(before), &before), 0);
   EXPECT_NE(log.find("may use 1 of"), std::string::npos) << log;
+}
+
+TEST_F(ProcessTest, ListsTheCoresItMayUse) {
+  const std::vector<int> cores = AllowedCores();
+  EXPECT_EQ(static_cast<int>(cores.size()), CountCpus().allowed);
+  EXPECT_TRUE(std::is_sorted(cores.begin(), cores.end()));
+  EXPECT_EQ(CoreListText({}), "");
+  EXPECT_EQ(CoreListText({3}), "3");
+  EXPECT_EQ(CoreListText({0, 1, 2, 3, 8}), "0-3,8");
+  EXPECT_EQ(CoreListText({1, 3, 4}), "1,3-4");
+}
+
+TEST_F(ProcessTest, KnowsItsMachineAndItsTime) {
+  EXPECT_EQ(MachineIdentity().size(), 36u);
+  EXPECT_EQ(MachineIdentity(), MachineIdentity());
+  EXPECT_GE(CpuTimeLimit(), 1u);
 }
 
 TEST_F(ProcessTest, RaisesTheFileLimitToItsBound) {

@@ -103,6 +103,21 @@ TEST(CoordinatorFlagsTest, TakesHowToBatch) {
   EXPECT_EQ(options->inter_token_goal, absl::Milliseconds(150));
 }
 
+TEST(CoordinatorFlagsTest, TakesWhatAllWorkersComputeWith) {
+  const auto numeric = [](const std::vector<std::string>& args) {
+    std::vector<std::string> all = {"--model", "m"};
+    all.insert(all.end(), args.begin(), args.end());
+    const auto options = ParseCoordinator(all);
+    EXPECT_TRUE(options.ok()) << options.status();
+    return options->numeric;
+  };
+  EXPECT_EQ(numeric({}), (NumericChoice{ActivationType::kF32, KvType::kF32}));
+  EXPECT_EQ(numeric({"--activations", "f32"}), (NumericChoice{ActivationType::kF32, KvType::kF32}));
+  EXPECT_EQ(numeric({"--activations", "int8"}), (NumericChoice{ActivationType::kInt8, KvType::kF16}));
+  EXPECT_EQ(numeric({"--activations", "f32", "--kv-type", "int8"}),
+            (NumericChoice{ActivationType::kF32, KvType::kI8}));
+}
+
 TEST(CoordinatorFlagsTest, TakesTheStagesFromTheLayers) {
   const auto options = ParseCoordinator({"--model", "m", "--layers", "10,11,9"});
   ASSERT_TRUE(options.ok()) << options.status();
@@ -130,6 +145,8 @@ TEST(CoordinatorFlagsTest, RefusesWhatDoesNotFitTogether) {
        "--workload: '500' is not PROMPT:OUTPUT in tokens, such as 500:100"},
       {{"--model", "m", "--workload", "5:0"},
        "--workload: '5:0' is not PROMPT:OUTPUT in tokens, such as 500:100"},
+      {{"--model", "m", "--activations", "int4"}, "--activations: 'int4' is not int8 or f32"},
+      {{"--model", "m", "--kv-type", "f64"}, "--kv-type: 'f64' is not auto, f32, f16 or int8"},
       {{"--model", "m", "--batching", "eager"}, "--batching: 'eager' is not inflight or static"},
       {{"--model", "m", "--max-rows", "0"}, "--max-rows: '0'"},
   };
@@ -150,7 +167,7 @@ TEST(WorkerFlagsTest, TakesEveryFlag) {
       ParseWorker({"--coordinator",  "c:1",  "--listen",    "0.0.0.0:0", "--advertise",        "me",
                    "--model",        "m",    "--stage",     "2",         "--join-secret-file", "s",
                    "--isa",          "avx2", "--kv-memory", "3GiB",      "--join-timeout",     "5",
-                   "--unix-sockets", "off"});
+                   "--unix-sockets", "off",  "--threads",   "3",         "--pin-threads"});
   ASSERT_TRUE(options.ok()) << options.status();
   EXPECT_EQ(options->coordinator, "c:1");
   EXPECT_EQ(options->listen, "0.0.0.0:0");
@@ -158,7 +175,9 @@ TEST(WorkerFlagsTest, TakesEveryFlag) {
   EXPECT_EQ(options->model, "m");
   EXPECT_EQ(options->stage, std::optional<uint32_t>(2));
   EXPECT_EQ(options->join_secret_file, "s");
-  EXPECT_EQ(options->isa, "avx2");
+  EXPECT_EQ(options->backends.isa, "avx2");
+  EXPECT_EQ(options->backends.threads, 3);
+  EXPECT_TRUE(options->backends.pin_threads);
   EXPECT_EQ(options->kv_memory_bytes, uint64_t{3} << 30);
   EXPECT_EQ(options->join_timeout, absl::Seconds(5));
   EXPECT_EQ(options->unix_sockets, "off");
@@ -175,6 +194,7 @@ TEST(WorkerFlagsTest, RefusesWrongAddresses) {
       {{"--coordinator", "c"}, "--coordinator: 'c' is not HOST:PORT"},
       {{"--coordinator", "c:1", "--listen", "here"}, "--listen: 'here' is not HOST:PORT"},
       {{"--coordinator", "c:1", "--stage", "-2"}, "--stage: '-2'"},
+      {{"--coordinator", "c:1", "--threads", "-1"}, "--threads: '-1'"},
       {{"--coordinator", "c:1", "--unix-sockets", "on"}, "--unix-sockets: 'on' is not auto or off"},
   };
   for (const auto& [args, why] : cases) {

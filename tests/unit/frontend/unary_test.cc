@@ -142,7 +142,7 @@ TEST_F(UnaryTest, TellsAboutTheServer) {
   grpc::ClientContext context;
   ASSERT_TRUE(control_->GetServerInfo(&context, v1::GetServerInfoRequest(), &info).ok());
   EXPECT_EQ(info.version(), "1.2.3");
-  EXPECT_EQ(info.api_revision(), 2u);
+  EXPECT_EQ(info.api_revision(), 3u);
   EXPECT_EQ(info.state(), v1::GetServerInfoResponse::STATE_LOADING);
   EXPECT_EQ(info.state_detail(), snapshot.detail);
   EXPECT_TRUE(info.has_uptime());
@@ -198,7 +198,9 @@ TEST_F(UnaryTest, TellsAboutTheLoad) {
   snapshot.stages[1].weight_bytes = 11;
   snapshot.stages[1].kv_bytes = 12;
   snapshot.stages[1].activation_bytes = 13;
-  snapshot.stages[1].numeric_class = "cpu/avx512/f32";
+  snapshot.stages[1].numeric_class = "cpu/int8/kv-f16";
+  snapshot.stages[1].kernels = "cpu/avx512";
+  snapshot.stages[1].threads = 3;
   snapshot.stages[1].total.busy = absl::Milliseconds(7500);
   snapshot.stages[1].total.microbatches = 14;
   snapshot.stages[1].total.rows = 15;
@@ -231,7 +233,9 @@ TEST_F(UnaryTest, TellsAboutTheLoad) {
   EXPECT_EQ(stage.weight_bytes(), 11u);
   EXPECT_EQ(stage.kv_bytes(), 12u);
   EXPECT_EQ(stage.activation_bytes(), 13u);
-  EXPECT_EQ(stage.numeric_class(), "cpu/avx512/f32");
+  EXPECT_EQ(stage.numeric_class(), "cpu/int8/kv-f16");
+  EXPECT_EQ(stage.kernels(), "cpu/avx512");
+  EXPECT_EQ(stage.threads(), 3u);
   EXPECT_EQ(stage.busy().seconds(), 7);
   EXPECT_EQ(stage.microbatches(), 14u);
   EXPECT_EQ(stage.rows(), 15u);
