@@ -146,32 +146,20 @@ bool HasF16c() {
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
   return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
 }
-#endif
 
 bool HasAvx2() {
-#ifdef MILLRACE_KERNELS_X86
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && HasF16c();
-#else
-  return false;
-#endif
 }
 
 bool HasAvx512() {
-#ifdef MILLRACE_KERNELS_X86
   return HasAvx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-#else
-  return false;
-#endif
 }
 
 bool HasAvx512Vnni() {
-#ifdef MILLRACE_KERNELS_X86
   return HasAvx512() && __builtin_cpu_supports("avx512vnni");
-#else
-  return false;
-#endif
 }
+#endif
 
 absl::Status NotOnThisMachine(absl::string_view isa) {
   return absl::InvalidArgumentError(
