@@ -59,8 +59,9 @@ absl::Status ClusterState::CheckNumeric(const WorkerHello& hello) const {
   const absl::string_view chosen = ActivationTypeName(options_.numeric.activations);
   return absl::FailedPreconditionError(absl::StrCat(
       "the worker cannot compute with ", chosen, " activations, only with ",
-      absl::StrJoin(types, ", ",
-                    [](std::string* out, ActivationType type) { absl::StrAppend(out, ActivationTypeName(type)); }),
+      absl::StrJoin(
+          types, ", ",
+          [](std::string* out, ActivationType type) { absl::StrAppend(out, ActivationTypeName(type)); }),
       "; the coordinator's --activations chooses for all"));
 }
 

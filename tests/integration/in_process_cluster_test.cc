@@ -7,6 +7,7 @@
 #include <random>
 
 #include "common/error_reason.h"
+#include "tests/integration/expect_same.h"
 
 namespace millrace::testing {
 namespace {
@@ -39,15 +40,6 @@ std::vector<SequenceRequest> Requests() {
     if (i == 5) request.min_tokens = 3;
   }
   return requests;
-}
-
-void ExpectSameBits(const std::vector<TokenLogprobs>& a, const std::vector<TokenLogprobs>& b) {
-  ASSERT_EQ(a.size(), b.size());
-  for (size_t i = 0; i < a.size(); ++i) {
-    EXPECT_EQ(a[i].token, b[i].token);
-    EXPECT_EQ(a[i].logprob, b[i].logprob);
-    EXPECT_EQ(a[i].top, b[i].top);
-  }
 }
 
 class InProcessClusterTest : public ::testing::Test {

@@ -1,9 +1,9 @@
 // The same request gives the same tokens and log probabilities, bit for bit, however the work is split.
 #include <gtest/gtest.h>
 
-#include <cstring>
 #include <random>
 
+#include "tests/integration/expect_same.h"
 #include "tests/integration/in_memory_ring.h"
 
 namespace millrace::testing {
@@ -56,27 +56,6 @@ std::vector<Arrival> AmongOthers() {
     if (i % 5 == 2) arrivals.push_back({i, subjects[i / 5]});
   }
   return arrivals;
-}
-
-void ExpectSameBits(const std::vector<TokenLogprobs>& a, const std::vector<TokenLogprobs>& b) {
-  ASSERT_EQ(a.size(), b.size());
-  for (size_t i = 0; i < a.size(); ++i) {
-    EXPECT_EQ(a[i].token, b[i].token) << i;
-    EXPECT_EQ(std::memcmp(&a[i].logprob, &b[i].logprob, sizeof(float)), 0) << i;
-    ASSERT_EQ(a[i].top.size(), b[i].top.size());
-    for (size_t k = 0; k < a[i].top.size(); ++k) {
-      EXPECT_EQ(a[i].top[k].first, b[i].top[k].first) << i;
-      EXPECT_EQ(std::memcmp(&a[i].top[k].second, &b[i].top[k].second, sizeof(float)), 0) << i;
-    }
-  }
-}
-
-void ExpectSame(const SequenceOutcome& expected, const SequenceOutcome& actual) {
-  EXPECT_TRUE(actual.status.ok()) << actual.status;
-  EXPECT_EQ(expected.tokens, actual.tokens);
-  EXPECT_EQ(expected.reason, actual.reason);
-  ExpectSameBits(expected.logprobs, actual.logprobs);
-  ExpectSameBits(expected.prompt_logprobs, actual.prompt_logprobs);
 }
 
 struct Shape {
