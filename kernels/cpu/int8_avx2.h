@@ -28,6 +28,13 @@ struct Int8Avx2 {
     return _mm256_and_si256(v, _mm256_set1_epi8(15));
   }
   MILLRACE_KERNEL_INLINE static Bytes HighNibbles(Bytes v) { return LowNibbles(_mm256_srli_epi16(v, 4)); }
+  template <int kFrom, int kBits>
+  MILLRACE_KERNEL_INLINE static Bytes OrHigh(Bytes low, Bytes high) {
+    // Bytes have no shifts of their own; what comes over from neighbours is masked away.
+    const Bytes there = kFrom <= 4 ? _mm256_slli_epi16(high, kFrom <= 4 ? 4 - kFrom : 0)
+                                   : _mm256_srli_epi16(high, kFrom > 4 ? kFrom - 4 : 0);
+    return _mm256_or_si256(low, _mm256_and_si256(there, _mm256_set1_epi8(((1 << kBits) - 1) << 4)));
+  }
 
   MILLRACE_KERNEL_INLINE static Words Set1(int32_t v) { return _mm256_set1_epi32(v); }
   MILLRACE_KERNEL_INLINE static Words Set1Word(int16_t v) { return _mm256_set1_epi16(v); }
@@ -42,10 +49,10 @@ struct Int8Avx2 {
   MILLRACE_KERNEL_INLINE static Words Add32(Words a, Words b) { return _mm256_add_epi32(a, b); }
   MILLRACE_KERNEL_INLINE static Part ToFloat(Words v) { return {_mm256_cvtepi32_ps(v)}; }
 
-  template <class Format, int kRows, int kCount>
+  template <class Format, int kRows, int kCount, Half half>
   MILLRACE_KERNEL_INLINE static void Dot(const uint8_t* const* quants, const InputBlock& x,
                                          Part (*out)[kRows]) {
-    Widening<Int8Avx2>::Dot<Format, kRows, kCount>(quants, x, out);
+    Widening<Int8Avx2>::Dot<Format, kRows, kCount, half>(quants, x, out);
   }
 
   MILLRACE_KERNEL_INLINE static uint32_t MaxMagnitudeBits(const float* x) {

@@ -26,6 +26,14 @@ struct Int8Avx512Bytes {
     return _mm512_and_si512(v, _mm512_set1_epi8(15));
   }
   MILLRACE_KERNEL_INLINE static Bytes HighNibbles(Bytes v) { return LowNibbles(_mm512_srli_epi16(v, 4)); }
+  template <int kFrom, int kBits>
+  MILLRACE_KERNEL_INLINE static Bytes OrHigh(Bytes low, Bytes high) {
+    // Bytes have no shifts of their own; what comes over from neighbours is masked away.
+    const Bytes there = kFrom <= 4 ? _mm512_slli_epi16(high, kFrom <= 4 ? 4 - kFrom : 0)
+                                   : _mm512_srli_epi16(high, kFrom > 4 ? kFrom - 4 : 0);
+    constexpr int kOrOfAnd = 0xF8;  // a | (b & c)
+    return _mm512_ternarylogic_epi32(low, there, _mm512_set1_epi8(((1 << kBits) - 1) << 4), kOrOfAnd);
+  }
 };
 
 struct Int8Avx512 : Int8Avx512Bytes {
@@ -44,10 +52,10 @@ struct Int8Avx512 : Int8Avx512Bytes {
   MILLRACE_KERNEL_INLINE static Words Add32(Words a, Words b) { return _mm512_add_epi32(a, b); }
   MILLRACE_KERNEL_INLINE static Part ToFloat(Words v) { return {_mm512_cvtepi32_ps(v)}; }
 
-  template <class Format, int kRows, int kCount>
+  template <class Format, int kRows, int kCount, Half half>
   MILLRACE_KERNEL_INLINE static void Dot(const uint8_t* const* quants, const InputBlock& x,
                                          Part (*out)[kRows]) {
-    Widening<Int8Avx512>::Dot<Format, kRows, kCount>(quants, x, out);
+    Widening<Int8Avx512>::Dot<Format, kRows, kCount, half>(quants, x, out);
   }
 
   MILLRACE_KERNEL_INLINE static uint32_t MaxMagnitudeBits(const float* x) {

@@ -19,18 +19,19 @@ struct Int8Avx512Vnni : Int8Avx512Bytes {
   // one.
   static constexpr int kGroups = 2;
 
-  template <class Format, int kRows, int kCount>
+  template <class Format, int kRows, int kCount, Half half>
   MILLRACE_KERNEL_INLINE static void Dot(const uint8_t* const* quants, const InputBlock& x,
                                          Part (*out)[kRows]) {
     __m512i sums[kCount][kRows];
     for (int r = 0; r < kRows; ++r) {
-      const __m512i start = Format::kZeroBits < 0 ? _mm512_setzero_si512()
-                                                  : _mm512_slli_epi32(_mm512_set1_epi32(x.minus_sum[r]),
-                                                                      Format::kZeroBits & 31);
+      const __m512i start = Format::kZeroBits < 0
+                                ? _mm512_setzero_si512()
+                                : _mm512_slli_epi32(_mm512_set1_epi32(MinusSum<Int8Avx512Vnni, half>(x, r)),
+                                                    Format::kZeroBits & 31);
       for (int g = 0; g < kCount; ++g) sums[g][r] = start;
     }
 #pragma GCC unroll 8
-    for (size_t step = 0; step < kSteps; ++step) {
+    for (size_t step = FirstStep(half); step < EndStep(half); ++step) {
       __m512i w[kCount];
       for (int g = 0; g < kCount; ++g) w[g] = Format::Step(quants[g], step);
       for (int r = 0; r < kRows; ++r) {

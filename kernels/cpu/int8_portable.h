@@ -15,8 +15,9 @@ namespace millrace::kernels::cpu {
 //   Part            its float lanes; lane l belongs to weight row l of the Part::kLanes rows worked on
 //   kGroups         groups of weight rows worked on together, at most
 //   Bytes           four unsigned quants of each of those rows, as they lie in a record
-//   Dot<...>        the dot products of one block, kRows input rows by kGroups groups, as floats
-//   QuantizeBlock   one block of one row
+//   OrHigh<f, b>    bits f .. f + b - 1 of each byte of `high`, moved to bits 4 and up, or-ed to `low`
+//   Dot<...>        the dot products of one block or half of one, kRows input rows by kCount groups, as
+//   floats QuantizeBlock   one block of one row
 struct Int8Portable {
   using Part = PortablePart;
   static constexpr int kGroups = 1;
@@ -39,13 +40,18 @@ struct Int8Portable {
   MILLRACE_KERNEL_INLINE static Bytes HighNibbles(Bytes v) {
     return Make([&](size_t i) { return v.byte[i] >> 4; });
   }
+  template <int kFrom, int kBits>
+  MILLRACE_KERNEL_INLINE static Bytes OrHigh(Bytes low, Bytes high) {
+    constexpr int kMask = (1 << kBits) - 1;
+    return Make([&](size_t i) { return low.byte[i] | (high.byte[i] >> kFrom & kMask) << 4; });
+  }
 
-  template <class Format, int kRows, int kCount>
+  template <class Format, int kRows, int kCount, Half half>
   MILLRACE_KERNEL_INLINE static void Dot(const uint8_t* const* quants, const InputBlock& x,
                                          Part (*out)[kRows]) {
     for (int g = 0; g < kCount; ++g) {
       int32_t dots[kRows][Part::kLanes] = {};
-      for (size_t step = 0; step < kSteps; ++step) {
+      for (size_t step = FirstStep(half); step < EndStep(half); ++step) {
         const Bytes w = Format::Step(quants[g], step);
         for (int r = 0; r < kRows; ++r) {
           const int8_t* q = x.quants[r] + step * kStepElements;
@@ -55,7 +61,8 @@ struct Int8Portable {
         }
       }
       for (int r = 0; r < kRows; ++r) {
-        const int32_t start = Format::kZeroBits < 0 ? 0 : x.minus_sum[r] * (1 << (Format::kZeroBits & 31));
+        const int32_t start =
+            Format::kZeroBits < 0 ? 0 : MinusSum<Int8Portable, half>(x, r) * (1 << (Format::kZeroBits & 31));
         out[g][r] = Part::Make([&](size_t l) { return static_cast<float>(dots[r][l] + start); });
       }
     }

@@ -29,18 +29,20 @@ struct Widening {
     return 0;
   }
 
-  template <class Format, int kRows, int kCount>
+  template <class Format, int kRows, int kCount, Half half>
   MILLRACE_KERNEL_INLINE static void Dot(const uint8_t* const* quants, const InputBlock& x,
                                          Part (*out)[kRows]) {
     for (int g = 0; g < kCount; ++g) {
       Words sums[kRows];
       for (int r = 0; r < kRows; ++r) {
-        sums[r] = E::Set1(Format::kZeroBits < 0 ? 0 : x.minus_sum[r] * (1 << (Format::kZeroBits & 31)));
+        sums[r] =
+            E::Set1(Format::kZeroBits < 0 ? 0 : MinusSum<E, half>(x, r) * (1 << (Format::kZeroBits & 31)));
       }
       if constexpr (StepsPerWord(Format::kMaxQuant) == 0) {
+        static_assert(half == Half::kBoth);
         AddByNibbles<Format, kRows>(quants[g], x, sums);
       } else {
-        AddWhole<Format, kRows>(quants[g], x, sums);
+        AddWhole<Format, kRows, half>(quants[g], x, sums);
       }
       for (int r = 0; r < kRows; ++r) out[g][r] = E::ToFloat(sums[r]);
     }
@@ -53,13 +55,13 @@ struct Widening {
     return E::Set1(four);
   }
 
-  template <class Format, int kRows>
+  template <class Format, int kRows, Half half>
   MILLRACE_KERNEL_INLINE static void AddWhole(const uint8_t* quants, const InputBlock& x, Words* sums) {
     constexpr size_t kRun = StepsPerWord(Format::kMaxQuant);
     Words words[kRows];
     for (int r = 0; r < kRows; ++r) words[r] = E::Set1(0);
 #pragma GCC unroll 8
-    for (size_t step = 0; step < kSteps; ++step) {
+    for (size_t step = FirstStep(half); step < EndStep(half); ++step) {
       const auto w = Format::Step(quants, step);
       for (int r = 0; r < kRows; ++r) words[r] = E::AddWords(words[r], E::MulBytes(w, Input(x, r, step)));
       if ((step + 1) % kRun != 0) continue;

@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "kernels/cpu/inline.h"
+#include "kernels/cpu/packed_formats.h"
 #include "kernels/cpu/packed_layout.h"
 #include "kernels/cpu/vec.h"
 #include "kernels/matmul.h"
@@ -19,32 +20,6 @@ inline constexpr size_t kInt8RowBlock = 64;
 inline constexpr size_t kLineBytes = 64;
 // How far ahead of the only tile that reads them weights are asked for.
 inline constexpr size_t kPrefetchBytes = 4096;
-
-// How a format's quants come out of a record (PackedRecord). Step: elements 4 * step .. of the rows of one
-// register, `quants` being the record's beginning plus the place of the first of these rows in a step.
-template <class Int8, WeightType type>
-struct PackedFormat;
-
-template <class Int8>
-struct PackedFormat<Int8, WeightType::kQ8_0> : PackedRecord<WeightType::kQ8_0> {
-  MILLRACE_KERNEL_INLINE static typename Int8::Bytes Step(const uint8_t* quants, size_t step) {
-    return Int8::LoadBytes(quants + step * kStepBytes);
-  }
-};
-
-template <class Int8>
-struct NibbleSteps {
-  MILLRACE_KERNEL_INLINE static typename Int8::Bytes Step(const uint8_t* quants, size_t step) {
-    const auto both = Int8::LoadBytes(quants + step % (kSteps / 2) * kStepBytes);
-    return step < kSteps / 2 ? Int8::LowNibbles(both) : Int8::HighNibbles(both);
-  }
-};
-
-template <class Int8>
-struct PackedFormat<Int8, WeightType::kQ4_0> : PackedRecord<WeightType::kQ4_0>, NibbleSteps<Int8> {};
-
-template <class Int8>
-struct PackedFormat<Int8, WeightType::kQ4_1> : PackedRecord<WeightType::kQ4_1>, NibbleSteps<Int8> {};
 
 // A product, or one thread's share of it.
 struct PackedProduct {
@@ -70,22 +45,40 @@ struct TileSums {
   P part[kParts][kCount][kRows];
 };
 
-// Adds one block to one part of the sums; w: its records.
+// The dot products of one block as floats, exact.
 template <class Int8, class Format, int kRows, int kCount>
-MILLRACE_KERNEL_INLINE void AddBlock(const uint8_t* const* w, const InputBlock& x, size_t part,
-                                     typename Int8::Part (*sums)[kRows]) {
-  using P = typename Int8::Part;
+MILLRACE_KERNEL_INLINE void BlockDots(const uint8_t* const* w, const InputBlock& x, size_t row,
+                                      typename Int8::Part (*dots)[kRows]) {
   const uint8_t* quants[kCount];
-  for (int g = 0; g < kCount; ++g) quants[g] = w[g] + part * P::kLanes * kStepElements;
+  for (int g = 0; g < kCount; ++g) quants[g] = w[g] + row * kStepElements;
+  if constexpr (!Format::kHasHalves) {
+    Int8::template Dot<Format, kRows, kCount, Half::kBoth>(quants, x, dots);
+  } else {
+    typename Int8::Part second[kCount][kRows];
+    Int8::template Dot<Format, kRows, kCount, Half::kFirst>(quants, x, dots);
+    Int8::template Dot<Format, kRows, kCount, Half::kSecond>(quants, x, second);
+    for (int g = 0; g < kCount; ++g) {
+      const auto scale0 = Format::HalfScale(w[g], 0, row), scale1 = Format::HalfScale(w[g], 1, row);
+      for (int r = 0; r < kRows; ++r) dots[g][r] = Fma(dots[g][r], scale0, Mul(second[g][r], scale1));
+    }
+  }
+}
+
+// Adds one block to one part of the sums; w: its records, headers: those before them.
+template <class Int8, class Format, int kRows, int kCount>
+MILLRACE_KERNEL_INLINE void AddBlock(const uint8_t* const* headers, const uint8_t* const* w,
+                                     const InputBlock& x, size_t part, typename Int8::Part (*sums)[kRows]) {
+  using P = typename Int8::Part;
+  const size_t row = part * P::kLanes;
   P dots[kCount][kRows];
-  Int8::template Dot<Format, kRows, kCount>(quants, x, dots);
+  BlockDots<Int8, Format, kRows, kCount>(w, x, row, dots);
   for (int g = 0; g < kCount; ++g) {
-    const P scale = P::LoadF16(w[g] + Format::kScales + part * P::kLanes * kHalfBytes);
+    const P scale = Format::Scale(headers[g], w[g], row);
     for (int r = 0; r < kRows; ++r) {
       sums[g][r] = Fma(Mul(dots[g][r], P::Set1(x.scale[r])), scale, sums[g][r]);
     }
     if constexpr (Format::kHasMin) {
-      const P min = P::LoadF16(w[g] + Format::kMins + part * P::kLanes * kHalfBytes);
+      const P min = Format::Min(headers[g], w[g], row);
       for (int r = 0; r < kRows; ++r) sums[g][r] = Fma(min, P::Set1(x.scaled_sum[r]), sums[g][r]);
     }
   }
@@ -122,7 +115,7 @@ template <class Int8, class Format, int kRows, int kCount>
 inline void PackedTile(const PackedProduct& args, size_t row, size_t group, Prefetch<Int8> prefetch) {
   using Sums = TileSums<Int8, kRows, kCount>;
   using V = Vec<typename Int8::Part>;
-  const size_t group_bytes = args.blocks * Format::kBytes;
+  const size_t group_bytes = args.blocks / Format::kRecords * kPackedBlockBytes<Format>;
   const uint8_t* weights = args.weights + group * group_bytes;
   const InputBlock* x = args.x + row / kInputRows * args.blocks;
   const InputBlock* refinements = args.refinements + row / kInputRows * args.blocks;
@@ -137,17 +130,21 @@ inline void PackedTile(const PackedProduct& args, size_t row, size_t group, Pref
     }
     for (; b < end; ++b) {
       const uint8_t* w[kCount];
-      for (int g = 0; g < kCount; ++g) w[g] = weights + g * group_bytes + b * Format::kBytes;
+      const uint8_t* headers[kCount];
+      for (int g = 0; g < kCount; ++g) {
+        headers[g] = weights + g * group_bytes + b / Format::kRecords * kPackedBlockBytes<Format>;
+        w[g] = headers[g] + Format::kHeaderBytes + b % Format::kRecords * Format::kBytes;
+      }
       prefetch.Step();
       for (size_t p = 0; p < Sums::kParts; ++p) {
         const InputBlock* inputs = x + b;
         // Else compilers keep the broadcast inputs of one part for the next, in memory.
         if constexpr (Sums::kParts > 1) asm volatile("" : "+r"(inputs));
-        AddBlock<Int8, Format, kRows, kCount>(w, *inputs, p, sums.part[p]);
+        AddBlock<Int8, Format, kRows, kCount>(headers, w, *inputs, p, sums.part[p]);
       }
       if (__builtin_expect(x[b].refined, false)) {
         for (size_t p = 0; p < Sums::kParts; ++p) {
-          AddBlock<Int8, Format, kRows, kCount>(w, refinements[b], p, sums.part[p]);
+          AddBlock<Int8, Format, kRows, kCount>(headers, w, refinements[b], p, sums.part[p]);
         }
       }
     }
@@ -177,9 +174,10 @@ inline void PackedTileOf(const PackedProduct& args, size_t rows, size_t row, siz
 template <class Int8, class Format, int kCount>
 inline void PackedRows(const PackedProduct& args, size_t begin, size_t end, size_t group) {
   const size_t tiles = (end - begin + kInputRows - 1) / kInputRows;
-  const size_t bytes = kCount * args.blocks * Format::kBytes;
-  const uint8_t* weights = args.weights + group * args.blocks * Format::kBytes;
-  const size_t step = (kCount * Format::kBytes / tiles + kLineBytes - 1) / kLineBytes * kLineBytes;
+  constexpr size_t kBytes = kPackedBlockBytes<Format> / Format::kRecords;  // of 32 columns
+  const size_t bytes = kCount * args.blocks * kBytes;
+  const uint8_t* weights = args.weights + group * args.blocks * kBytes;
+  const size_t step = (kCount * kBytes / tiles + kLineBytes - 1) / kLineBytes * kLineBytes;
   for (size_t i = 0; i < tiles; ++i) {
     const size_t row = begin + i * kInputRows;
     const size_t asked = i * args.blocks * step;
@@ -229,6 +227,14 @@ void PackedMatMul(const MatMulArgs& args, WorkShare share) {
       return RunPacked<Int8, WeightType::kQ4_0>(product, groups.begin, groups.end);
     case WeightType::kQ4_1:
       return RunPacked<Int8, WeightType::kQ4_1>(product, groups.begin, groups.end);
+    case WeightType::kQ5_0:
+      return RunPacked<Int8, WeightType::kQ5_0>(product, groups.begin, groups.end);
+    case WeightType::kQ4_K:
+      return RunPacked<Int8, WeightType::kQ4_K>(product, groups.begin, groups.end);
+    case WeightType::kQ5_K:
+      return RunPacked<Int8, WeightType::kQ5_K>(product, groups.begin, groups.end);
+    case WeightType::kQ6_K:
+      return RunPacked<Int8, WeightType::kQ6_K>(product, groups.begin, groups.end);
     default:
       return;
   }

@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "kernels/block_layout.h"
+#include "kernels/cpu/pack_wide.h"
 #include "kernels/cpu/packed_layout.h"
 
 namespace millrace::kernels::cpu {
@@ -63,12 +64,12 @@ void PackGroup(const WeightMatrix& from, size_t row0, uint8_t* to) {
 
 size_t PackedMatrixBytes(const WeightMatrix& weights) {
   const size_t groups = (weights.rows + kGroupRows - 1) / kGroupRows;
-  return groups * (weights.columns / kBlockElements) * PackedRecordBytes(weights.type);
+  return groups * (weights.columns / WeightBlockElements(weights.type)) * PackedBlockBytes(weights.type);
 }
 
 void PackMatrix(const PackArgs& args, WorkShare share) {
   const WeightMatrix& from = args.from;
-  const size_t group_bytes = from.columns / kBlockElements * PackedRecordBytes(from.type);
+  const size_t group_bytes = from.columns / WeightBlockElements(from.type) * PackedBlockBytes(from.type);
   const WorkShare::Range rows = share.Of(from.rows, kGroupRows);
   for (size_t row = rows.begin; row < rows.end; row += kGroupRows) {
     uint8_t* to = args.to + row / kGroupRows * group_bytes;
@@ -81,6 +82,12 @@ void PackMatrix(const PackArgs& args, WorkShare share) {
         break;
       case WeightType::kQ4_1:
         PackGroup<WeightType::kQ4_1>(from, row, to);
+        break;
+      case WeightType::kQ5_0:
+      case WeightType::kQ4_K:
+      case WeightType::kQ5_K:
+      case WeightType::kQ6_K:
+        PackWideGroup(from, row, to);
         break;
       default:
         break;

@@ -33,6 +33,9 @@ inline void QuantizeBlock(const float* x, size_t row, InputBlock* out) {
   }
   out->scaled_sum[row] = out->scale[row] * static_cast<float>(sum);
   out->minus_sum[row] = -sum;
+  int32_t first_sum = 0;
+  for (size_t i = 0; i < kActivationBlock / 2; ++i) first_sum += out->quants[row][i];
+  out->minus_first_sum[row] = static_cast<int16_t>(-first_sum);
 }
 
 // Refines the largest blocks of a row that QuantizeBlock has rounded.

@@ -16,10 +16,6 @@ void PutHalf(uint8_t* p, std::mt19937& random) {
   p[1] = static_cast<uint8_t>(bits >> 8);
 }
 
-bool HasMinimum(WeightType type) {
-  return type == WeightType::kQ4_1 || type == WeightType::kQ4_K || type == WeightType::kQ5_K;
-}
-
 void FillRow(WeightType type, size_t columns, std::mt19937& random, uint8_t* row) {
   const size_t block_bytes = WeightBlockBytes(type);
   for (size_t b = 0; b < columns / WeightBlockElements(type); ++b) {
@@ -90,6 +86,10 @@ bool GuardedFloats::Intact() const {
     if ((p < begin || p >= end) && *p != kGuard) return false;
   }
   return true;
+}
+
+bool HasMinimum(WeightType type) {
+  return type == WeightType::kQ4_1 || type == WeightType::kQ4_K || type == WeightType::kQ5_K;
 }
 
 size_t AtLeastABlock(WeightType type, size_t least) {

@@ -48,6 +48,8 @@ class GuardedFloats {
 
 // `least`, or the columns of one block if that is more.
 size_t AtLeastABlock(WeightType type, size_t least);
+// kQ4_1, kQ4_K, kQ5_K.
+bool HasMinimum(WeightType type);
 
 // A matrix and the memory it lies in, exactly as long as its rows, at an odd address for the quantised types.
 struct OwnedWeights {

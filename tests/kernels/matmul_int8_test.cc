@@ -3,6 +3,7 @@
 
 #include "kernels/matmul.h"
 #include "kernels/reference/dequantize.h"
+#include "tests/kernels/int8_product.h"
 #include "tests/kernels/kernel_testing.h"
 #include "tests/testing/expect_close.h"
 
@@ -13,7 +14,9 @@ using millrace::testing::IsBitEqual;
 using millrace::testing::IsClose;
 
 constexpr size_t kMaxRows = 65;
-const std::vector<WeightType> kPackedTypes = {WeightType::kQ8_0, WeightType::kQ4_0, WeightType::kQ4_1};
+const std::vector<WeightType> kPackedTypes = {WeightType::kQ8_0, WeightType::kQ4_0, WeightType::kQ4_1,
+                                              WeightType::kQ5_0, WeightType::kQ4_K, WeightType::kQ5_K,
+                                              WeightType::kQ6_K};
 
 struct Shape {
   WeightType type;
@@ -28,6 +31,11 @@ std::string Name(const Shape& s, size_t rows) {
 std::vector<Shape> Shapes() {
   std::vector<Shape> shapes;
   for (const WeightType type : kPackedTypes) {
+    if (WeightBlockElements(type) == 256) {
+      for (const size_t n : {1, 16, 33}) shapes.push_back({type, n, 512});
+      shapes.push_back({type, 15, 256});
+      continue;
+    }
     for (const size_t k : {32, 96, 288}) {
       for (const size_t n : {1, 15, 16, 17, 33, 193}) shapes.push_back({type, n, k});
     }
@@ -89,78 +97,6 @@ std::vector<float> First(const std::vector<float>& values, size_t count) {
   return std::vector<float>(values.begin(), values.begin() + static_cast<std::ptrdiff_t>(count));
 }
 
-// One block of weights: value = scale * quant + min.
-struct Block {
-  double scale = 0, min = 0;
-  int quant[32] = {};
-};
-
-Block ReadBlock(const WeightMatrix& w, size_t row, size_t b) {
-  const uint8_t* p = w.data + row * w.row_bytes + b * WeightBlockBytes(w.type);
-  const auto half = [](const uint8_t* h) {
-    return static_cast<double>(reference::HalfToFloat(static_cast<uint16_t>(h[0] | h[1] << 8)));
-  };
-  Block block;
-  block.scale = half(p);
-  if (w.type == WeightType::kQ4_1) block.min = half(p + 2);
-  const uint8_t* q = p + (w.type == WeightType::kQ4_1 ? 4 : 2);
-  for (int j = 0; j < 32; ++j) {
-    const int nibble = j < 16 ? q[j] & 15 : q[j - 16] >> 4;
-    if (w.type == WeightType::kQ8_0) block.quant[j] = static_cast<int8_t>(q[j]);
-    if (w.type == WeightType::kQ4_0) block.quant[j] = nibble - 8;
-    if (w.type == WeightType::kQ4_1) block.quant[j] = nibble;
-  }
-  return block;
-}
-
-struct Expected {
-  std::vector<float> out;
-  std::vector<double> bounds;
-};
-
-// From the same quantised inputs, in double precision. The float chain rounds each block's term twice on its
-// way into the sum and the sum once for each term after it, each time by 2^-24 of at most the sum of the
-// terms' magnitudes.
-Expected Multiply(const std::vector<float>& x, size_t rows, const WeightMatrix& w) {
-  const size_t blocks = w.columns / 32;
-  std::vector<Block> weights;
-  for (size_t n = 0; n < w.rows; ++n) {
-    for (size_t b = 0; b < blocks; ++b) weights.push_back(ReadBlock(w, n, b));
-  }
-  Expected expected;
-  for (size_t r = 0; r < rows; ++r) {
-    std::vector<int> quants(w.columns);
-    std::vector<float> scales(blocks);
-    for (size_t b = 0; b < blocks; ++b) {
-      const float* values = x.data() + r * w.columns + b * 32;
-      float max = 0;
-      for (size_t i = 0; i < 32; ++i) max = std::fmax(max, std::fabs(values[i]));
-      scales[b] = max / 127.0f;
-      for (size_t i = 0; i < 32; ++i) {
-        quants[b * 32 + i] = static_cast<int>(std::nearbyint(values[i] * (127.0f / max)));
-      }
-    }
-    for (size_t n = 0; n < w.rows; ++n) {
-      double sum = 0, magnitude = 0;
-      for (size_t b = 0; b < blocks; ++b) {
-        const Block& block = weights[n * blocks + b];
-        int dot = 0, quant_sum = 0;
-        for (size_t i = 0; i < 32; ++i) {
-          dot += quants[b * 32 + i] * block.quant[i];
-          quant_sum += quants[b * 32 + i];
-        }
-        const double product = block.scale * dot * static_cast<double>(scales[b]);
-        const double minimum = block.min * quant_sum * static_cast<double>(scales[b]);
-        sum += product + minimum;
-        magnitude += std::fabs(product) + std::fabs(minimum);
-      }
-      expected.out.push_back(static_cast<float>(sum));
-      expected.bounds.push_back(magnitude * static_cast<double>(2 * blocks + 3) * 0x1p-24 + 1e-30);
-    }
-  }
-  return expected;
-}
-
 class MatMulInt8Test : public ::testing::TestWithParam<std::string> {};
 
 TEST_P(MatMulInt8Test, IsTheProductOfTheQuantsForAllShapes) {
@@ -181,9 +117,10 @@ TEST_P(MatMulInt8Test, IsTheProductOfTheQuantsForAllShapes) {
 
 // An activation is off by at most half of its block's scale.
 TEST_P(MatMulInt8Test, IsAsFarFromTheExactProductAsRoundingActivationsMakesIt) {
-  constexpr size_t kRows = 3, kN = 17, kColumns = 288;
+  constexpr size_t kRows = 3, kN = 17;
   const auto backend = MakeInt8Backend(GetParam());
   for (const WeightType type : kPackedTypes) {
+    const size_t kColumns = WeightBlockElements(type) == 256 ? 512 : 288;
     const OwnedWeights weights = RandomWeights(type, kN, kColumns, 3);
     const std::vector<float> x = RandomFloats(kRows * kColumns, 4);
     std::vector<float> exact;
@@ -207,16 +144,18 @@ TEST_P(MatMulInt8Test, IsAsFarFromTheExactProductAsRoundingActivationsMakesIt) {
 }
 
 TEST_P(MatMulInt8Test, TakesTheLargestQuants) {
-  constexpr size_t kN = 16, kColumns = 64;
+  constexpr size_t kN = 16;
   const auto backend = MakeInt8Backend(GetParam());
   for (const WeightType type : kPackedTypes) {
+    const size_t kColumns = AtLeastABlock(type, 64);
     for (const uint8_t quants : {0x80, 0x7F, 0x00, 0xFF}) {
       OwnedWeights weights = RandomWeights(type, kN, kColumns, 5);
       uint8_t* bytes = weights.bytes.data() + (weights.matrix.data - weights.bytes.data());
       const size_t block_bytes = WeightBlockBytes(type);
-      const size_t header = type == WeightType::kQ4_1 ? 4 : 2;
-      for (size_t b = 0; b < kN * kColumns / 32; ++b) {
-        std::memset(bytes + b * block_bytes + header, quants, block_bytes - header);
+      const size_t header = type == WeightType::kQ6_K ? 0 : HasMinimum(type) ? 4 : 2;
+      const size_t end = block_bytes - (type == WeightType::kQ6_K ? 2 : 0);
+      for (size_t b = 0; b < kN * kColumns / WeightBlockElements(type); ++b) {
+        std::memset(bytes + b * block_bytes + header, quants, end - header);
       }
       for (const float sign : {1.0f, -1.0f}) {
         const std::vector<float> x(5 * kColumns, sign);
@@ -225,6 +164,24 @@ TEST_P(MatMulInt8Test, TakesTheLargestQuants) {
       }
     }
   }
+}
+
+// The largest integer that a dot product of kQ6_K can be: it still fits a float, as the layout says.
+TEST_P(MatMulInt8Test, MultipliesDotsOfHalfBlocksByTheirScalesExactly) {
+  const auto backend = MakeInt8Backend(GetParam());
+  OwnedWeights weights = RandomWeights(WeightType::kQ6_K, 16, 256, 5);
+  for (size_t n = 0; n < 16; ++n) {
+    uint8_t* block = weights.bytes.data() + (weights.matrix.data - weights.bytes.data()) + n * 210;
+    std::memset(block, 0, 192);            // quants -32
+    std::memset(block + 192, 0x80, 16);    // scales -128
+    block[208] = 0x00, block[209] = 0x3C;  // d = 1
+  }
+  std::vector<float> x(5 * 256, 127.0f);
+  EXPECT_TRUE(IsBitEqual(Product(*backend, weights.matrix).Run(x, 5),
+                         std::vector<float>(5 * 16, 8 * 2 * 16 * 127.0f * 32 * 128)));
+  for (size_t i = 0; i < x.size(); i += 32) x[i] = 126;
+  EXPECT_TRUE(IsBitEqual(Product(*backend, weights.matrix).Run(x, 5),
+                         std::vector<float>(5 * 16, 8 * (2 * 16 * 127.0f - 1) * 32 * 128)));
 }
 
 TEST_P(MatMulInt8Test, GivesARowTheSameBitsInEveryBatchOnAnyNumberOfThreadsAndInstructionSet) {
@@ -268,7 +225,7 @@ std::vector<float> RowsWithLargeBlocks(size_t rows, size_t columns) {
 
 // What is left of the large blocks is rounded to 8 bits again; all others are off by half of their scale.
 TEST_P(MatMulInt8Test, RefinesLargeBlocks) {
-  constexpr size_t kRows = 7, kN = 17, kColumns = 576, kBlocks = kColumns / 32;
+  constexpr size_t kRows = 7, kN = 17, kColumns = 768, kBlocks = kColumns / 32;
   const auto backend = MakeInt8Backend(GetParam());
   const std::vector<float> x = RowsWithLargeBlocks(kRows, kColumns);
   for (const WeightType type : kPackedTypes) {
@@ -300,7 +257,7 @@ TEST_P(MatMulInt8Test, RefinesLargeBlocks) {
 }
 
 TEST_P(MatMulInt8Test, GivesARefinedRowTheSameBitsInEveryBatchOnAnyNumberOfThreadsAndInstructionSet) {
-  constexpr size_t kN = 33, kColumns = 288;
+  constexpr size_t kN = 33, kColumns = 512;
   const std::vector<float> x = RowsWithLargeBlocks(kMaxRows, kColumns);
   for (const WeightType type : kPackedTypes) {
     const OwnedWeights weights = RandomWeights(type, kN, kColumns, 23);
@@ -331,9 +288,12 @@ TEST_P(MatMulInt8Test, GivesARefinedRowTheSameBitsInEveryBatchOnAnyNumberOfThrea
 
 TEST_P(MatMulInt8Test, AddsSegmentsInOrderWhicheverWayTheyAreStored) {
   const auto backend = MakeInt8Backend(GetParam());
-  constexpr size_t kN = 35, kColumns = 288;
-  const std::vector<uint32_t> ends = {32, 160, 288};
+  constexpr size_t kN = 35;
   for (const WeightType type : kPackedTypes) {
+    const bool super = WeightBlockElements(type) == 256;
+    const std::vector<uint32_t> ends =
+        super ? std::vector<uint32_t>{256, 512, 1280} : std::vector<uint32_t>{32, 160, 288};
+    const size_t kColumns = ends.back();
     const OwnedWeights weights = RandomWeights(type, kN, kColumns, 8);
     Product product(*backend, weights.matrix);
     for (const size_t rows : {1, 4, 7}) {
@@ -360,26 +320,31 @@ TEST_P(MatMulInt8Test, AddsSegmentsInOrderWhicheverWayTheyAreStored) {
 
 TEST_P(MatMulInt8Test, MultipliesEachSegmentAsAMatrixOfItsOwn) {
   const auto backend = MakeInt8Backend(GetParam());
-  constexpr size_t kRows = 5, kN = 18, kColumns = 160, kCut = 96;
-  const OwnedWeights weights = RandomWeights(WeightType::kQ4_1, kN, kColumns, 11);
-  const std::vector<float> x = RandomFloats(kRows * kColumns, 12);
-  std::vector<float> expected;
-  for (const auto& [begin, end] : {std::pair<size_t, size_t>{0, kCut}, {kCut, kColumns}}) {
-    // A slice of the columns, its rows as far apart as those of the whole.
-    WeightMatrix slice = weights.matrix;
-    slice.data += begin / 32 * WeightBlockBytes(slice.type);
-    slice.columns = end - begin;
-    std::vector<float> columns;
-    for (size_t r = 0; r < kRows; ++r) {
-      const auto row = x.begin() + static_cast<std::ptrdiff_t>(r * kColumns);
-      columns.insert(columns.end(), row + static_cast<std::ptrdiff_t>(begin),
-                     row + static_cast<std::ptrdiff_t>(end));
+  constexpr size_t kRows = 5, kN = 18;
+  for (const WeightType type : {WeightType::kQ4_1, WeightType::kQ5_K}) {
+    const uint32_t block = static_cast<uint32_t>(WeightBlockElements(type));
+    const uint32_t kColumns = 5 * block, kCut = 3 * block;
+    const OwnedWeights weights = RandomWeights(type, kN, kColumns, 11);
+    const std::vector<float> x = RandomFloats(kRows * kColumns, 12);
+    std::vector<float> expected;
+    for (const auto& [begin, end] : {std::pair<size_t, size_t>{0, kCut}, {kCut, kColumns}}) {
+      // A slice of the columns, its rows as far apart as those of the whole.
+      WeightMatrix slice = weights.matrix;
+      slice.data += begin / block * WeightBlockBytes(slice.type);
+      slice.columns = end - begin;
+      std::vector<float> columns;
+      for (size_t r = 0; r < kRows; ++r) {
+        const auto row = x.begin() + static_cast<std::ptrdiff_t>(r * kColumns);
+        columns.insert(columns.end(), row + static_cast<std::ptrdiff_t>(begin),
+                       row + static_cast<std::ptrdiff_t>(end));
+      }
+      const std::vector<float> part = Product(*backend, slice).Run(columns, kRows);
+      expected.insert(expected.end(), part.begin(), part.end());
     }
-    const std::vector<float> part = Product(*backend, slice).Run(columns, kRows);
-    expected.insert(expected.end(), part.begin(), part.end());
+    Product product(*backend, weights.matrix);
+    EXPECT_TRUE(
+        IsBitEqual(product.Run(x, kRows, {MatMulStore::kPartials, {kCut, kColumns}, 0, {}}), expected));
   }
-  Product product(*backend, weights.matrix);
-  EXPECT_TRUE(IsBitEqual(product.Run(x, kRows, {MatMulStore::kPartials, {kCut, kColumns}, 0, {}}), expected));
 }
 
 TEST_P(MatMulInt8Test, LeavesWhatIsBetweenTheRowsOfTheOutputAlone) {
@@ -435,14 +400,21 @@ TEST_P(MatMulInt8Test, MultipliesWhatIsNotPackedAsTheFloatPathDoes) {
   }
 }
 
-TEST_P(MatMulInt8Test, PacksIntoAsManyBytesAsTheFileHas) {
+TEST_P(MatMulInt8Test, PacksIntoAboutAsManyBytesAsTheFileHas) {
   const auto backend = MakeInt8Backend(GetParam());
   for (const WeightType type : kPackedTypes) {
-    EXPECT_EQ(MakeBackend(GetParam())->PackedBytes(RandomWeights(type, 32, 96, 20).matrix), 0u);
-    const OwnedWeights weights = RandomWeights(type, 32, 96, 20);
-    EXPECT_EQ(backend->PackedBytes(weights.matrix), 32 * weights.matrix.row_bytes);
-    const OwnedWeights more = RandomWeights(type, 33, 96, 20);
-    EXPECT_EQ(backend->PackedBytes(more.matrix), 48 * weights.matrix.row_bytes);
+    const size_t columns = AtLeastABlock(type, 96);
+    const OwnedWeights weights = RandomWeights(type, 32, columns, 20);
+    EXPECT_EQ(MakeBackend(GetParam())->PackedBytes(weights.matrix), 0u);
+    const size_t packed = backend->PackedBytes(weights.matrix);
+    if (type == WeightType::kQ4_K || type == WeightType::kQ5_K) {
+      // Scales of six bits take a byte.
+      EXPECT_EQ(packed, 2 * (16 * WeightBlockBytes(type) + 8 * 8));
+    } else {
+      EXPECT_EQ(packed, 32 * weights.matrix.row_bytes);
+    }
+    const OwnedWeights more = RandomWeights(type, 33, columns, 20);
+    EXPECT_EQ(backend->PackedBytes(more.matrix), packed / 2 * 3);
   }
 }
 

@@ -15,6 +15,7 @@ struct PlainBlock {
   int quants[kActivationBlock] = {};
   float scale = 0;
   int sum = 0;
+  int first_sum = 0;  // of the first half
 };
 
 PlainBlock QuantizePlainly(const float* x) {
@@ -34,6 +35,7 @@ PlainBlock QuantizePlainly(const float* x) {
     const float scaled = x[i] * inverse;
     block.quants[i] = static_cast<int>(std::nearbyint(scaled));
     block.sum += block.quants[i];
+    if (i < kActivationBlock / 2) block.first_sum += block.quants[i];
   }
   return block;
 }
@@ -66,6 +68,7 @@ class QuantizeTest : public ::testing::TestWithParam<std::string> {
         ASSERT_TRUE(SameFloat(block.scale[lane], plain.scale)) << "row " << r << " block " << b;
         ASSERT_TRUE(SameFloat(block.scaled_sum[lane], scaled_sum)) << "row " << r << " block " << b;
         ASSERT_EQ(block.minus_sum[lane], -plain.sum) << "row " << r << " block " << b;
+        ASSERT_EQ(block.minus_first_sum[lane], -plain.first_sum) << "row " << r << " block " << b;
         for (size_t i = 0; i < kActivationBlock; ++i) {
           ASSERT_EQ(block.quants[lane][i], plain.quants[i]) << "row " << r << " block " << b << " " << i;
         }
