@@ -127,6 +127,16 @@ def test_bytes_of_a_step_are_those_of_matrices(random_model):
     assert gguf.bytes_of_a_step(random_model("f16")) == (5 * layer + vocabulary * 64) * 2          # it is not
 
 
+def test_kernels_measures_every_op(tmp_path):
+    out, report = run_bench("kernels", "--quick", "--json", tmp_path / "k.json")
+    check_rows(out, report, ["G2", "G7"])
+    assert len(report["rows"]) == 12 and report["peaks"]["stream_gbps"] > 0
+    products = [op for op in report["ops"] if op["op"] == "matmul"]
+    assert len(products) == 15 * 6 and all(op["seconds"] > 0 and op["share"] > 0 for op in products)
+    kinds = {op["op"].split(" ")[0] for op in report["ops"]}
+    assert kinds == {"matmul", "attention", "swiglu", "rms_norm", "rope", "store_kv", "quantize"}
+
+
 def load(address, *args):
     code, out, err = run_program("load_generator", "--server", address, *args)
     assert code == 0, err
