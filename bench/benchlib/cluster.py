@@ -84,10 +84,13 @@ class Cluster:
 
     `hop_delay_ms`: every link of the ring, from the coordinator and back to it included, passes through a relay that
     holds each byte for so long. Workers then advertise another loopback address with the same port, where the relay listens.
+    `threads`: of each worker. One where nothing is said, so that stages and clusters compared with each other have the same.
     """
 
-    def __init__(self, model, stages, coordinator=(), worker=(), worker_program="millrace-worker", hop_delay_ms=0):
+    def __init__(self, model, stages, coordinator=(), worker=(), worker_program="millrace-worker", hop_delay_ms=0, threads=1):
         self.stages = stages
+        if worker_program == "millrace-worker":
+            worker = ["--threads", threads, *worker]
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="millrace-bench-"))
         self.processes, self.workers, self.relays = [], [], []
         try:

@@ -13,20 +13,11 @@ MOST_LEAD = 256
 FRESH_SEEDS = itertools.count(1000)  # never the same prompt twice: nothing of it is in the prefix cache
 
 
-def worker_flags(threads):
-    """Flags of a worker with so many threads. BenchError: this build cannot do that."""
-    if program_has_flag("millrace-worker", "threads"):
-        return ["--threads", threads]
-    if threads != 1:
-        raise BenchError("millrace-worker has no --threads")
-    return []
-
-
 class Ours:
     """A cluster of `stages` workers; a context manager."""
 
     def __init__(self, model, stages=1, threads=1):
-        self.cluster = Cluster(model, stages, coordinator=["--context", CONTEXT_TOKENS], worker=worker_flags(threads))
+        self.cluster = Cluster(model, stages, coordinator=["--context", CONTEXT_TOKENS], threads=threads)
         self.warm_sequences = 0
         # The first of several sequences go on while the others' prompts are computed: tokens for that time.
         self.lead = 2
@@ -85,7 +76,7 @@ def shard_decode(model, shards, depth, tokens):
 def load_seconds(model):
     """From the start of coordinator and worker to the first token of a request that waits for them."""
     began = time.monotonic()
-    with Cluster(model, 1, coordinator=["--context", CONTEXT_TOKENS], worker=worker_flags(1)) as cluster:
+    with Cluster(model, 1, coordinator=["--context", CONTEXT_TOKENS], threads=0) as cluster:  # as many as it finds
         report = cluster.load(mode="one-shot", sequences=1, prompt_tokens=8, output_tokens=1, seed=DECODE_SEED)
         ended = time.monotonic()
         window = report["windows"][0]
