@@ -83,7 +83,7 @@ def target_rows(rounds, noises):
 def name_of(line):
     if line["op"] == "matmul":
         return f"{line['model']} {line['type']} {line['name']} {line['n']} x {line['k']}"
-    return f"attention, context {line['context']}" if line["op"] == "attention" else line["op"]
+    return f"attention, {line['kv']}, context {line['context']}" if line["op"] == "attention" else line["op"]
 
 
 def op_lines(rounds):

@@ -3,6 +3,7 @@
 #include <memory>
 #include <numeric>
 #include <random>
+#include <utility>
 #include <vector>
 
 #include "bench/kernels/op_bench.h"
@@ -20,33 +21,57 @@ void Print(const char* op, double seconds, size_t floats_read, size_t bytes_writ
               floats_read * sizeof(float) + bytes_written);
 }
 
+// The cache of one layer, all elements ordinary numbers, with its blocks in disorder.
+struct BenchCache {
+  BenchCache(KvType type, size_t tokens) : scales(2 * tokens * kKvHeads, 0.01f), ids(tokens / kBlockTokens) {
+    const size_t bytes = tokens * kKvHeads * kHeadSize * KvElementBytes(type);
+    elements.assign(2 * bytes, 0x21);
+    std::iota(ids.begin(), ids.end(), 0u);
+    std::shuffle(ids.begin(), ids.end(), std::mt19937(1));
+    kv.key_blocks = elements.data();
+    kv.value_blocks = elements.data() + bytes;
+    kv.key_scales = scales.data();
+    kv.value_scales = scales.data() + tokens * kKvHeads;
+    kv.type = type;
+    kv.block_tokens = kBlockTokens;
+    kv.kv_heads = kKvHeads;
+    kv.head_size = kHeadSize;
+  }
+
+  std::vector<uint8_t> elements;
+  std::vector<float> scales;
+  std::vector<uint32_t> ids;
+  PagedKv kv;
+};
+
+constexpr std::pair<KvType, const char*> kKvTypes[] = {
+    {KvType::kF32, "f32"}, {KvType::kF16, "f16"}, {KvType::kI8, "int8"}};
+
 }  // namespace
 
 void BenchAttention(const Backend& backend, const OpBenchOptions& options) {
-  for (const size_t context : {512, 8192}) {
-    std::vector<uint32_t> ids(context / kBlockTokens);
-    std::iota(ids.begin(), ids.end(), 0u);
-    std::shuffle(ids.begin(), ids.end(), std::mt19937(1));
-    std::vector<float> keys(context * kKvHeads * kHeadSize, 0.25f), values(keys.size(), 0.5f);
-    std::vector<float> scratch(backend.AttentionScratchFloats(context, kHeads, kKvHeads));
-    for (const size_t rows : {size_t{1}, kRows}) {
-      std::vector<float> queries(rows * kHeads * kHeadSize, 0.1f), out(queries.size());
-      PagedAttentionArgs args;
-      args.kv = {keys.data(), values.data(), kBlockTokens, kKvHeads, kHeadSize};
-      args.queries = queries.data();
-      args.out = out.data();
-      args.block_ids = ids.data();
-      args.first_position = static_cast<uint32_t>(context - rows);
-      args.rows = rows;
-      args.heads = kHeads;
-      args.scale = 0.125f;
-      args.scratch = scratch.data();
-      const double seconds = Seconds(options.least_seconds, [&] { backend.PagedAttention(args); });
-      const double flops = 4.0 * static_cast<double>(rows * kHeads * kHeadSize * context);
-      std::printf(
-          "{\"op\": \"attention\", \"context\": %zu, \"rows\": %zu, \"seconds\": %.9f, \"flops\": %.0f, "
-          "\"bytes\": %zu}\n",
-          context, rows, seconds, flops, 2 * keys.size() * sizeof(float));
+  for (const auto& [type, name] : kKvTypes) {
+    for (const size_t context : {512, 8192}) {
+      const BenchCache cache(type, context);
+      std::vector<float> scratch(backend.AttentionScratchFloats(kHeadSize));
+      for (const size_t rows : {size_t{1}, kRows}) {
+        std::vector<float> queries(rows * kHeads * kHeadSize, 0.1f), out(queries.size());
+        const KvSegment segment{cache.ids.data(), static_cast<uint32_t>(context - rows), 0, rows};
+        PagedAttentionArgs args;
+        args.kv = cache.kv;
+        args.queries = queries.data();
+        args.out = out.data();
+        args.segments = {&segment, 1};
+        args.heads = kHeads;
+        args.scale = 0.125f;
+        args.scratch = scratch.data();
+        const double seconds = Seconds(options.least_seconds, [&] { backend.PagedAttention(args); });
+        const double flops = 4.0 * static_cast<double>(rows * kHeads * kHeadSize * context);
+        std::printf(
+            "{\"op\": \"attention\", \"kv\": \"%s\", \"context\": %zu, \"rows\": %zu, \"seconds\": %.9f, "
+            "\"flops\": %.0f, \"bytes\": %zu}\n",
+            name, context, rows, seconds, flops, cache.elements.size());
+      }
     }
   }
 }
@@ -77,16 +102,14 @@ void BenchSmallOps(const Backend& backend, const OpBenchOptions& options) {
             backend.Rope({out.data(), positions.data(), kRows, kHeads, kHeadSize, kHeadSize, cos_sin.data()});
           }),
       kRows * kHidden, kRows * kHidden * sizeof(float));
-  std::vector<uint32_t> ids(kRows / kBlockTokens);
-  std::iota(ids.begin(), ids.end(), 0u);
-  std::vector<float> keys(kRows * kKvHeads * kHeadSize), values(keys);
-  const PagedKv kv{keys.data(), values.data(), kBlockTokens, kKvHeads, kHeadSize};
+  const BenchCache cache(KvType::kF32, kRows);
+  const KvSegment segment{cache.ids.data(), 0, 0, kRows};
   Print("store_kv 3 x 64",
         Seconds(least,
                 [&] {
-                  backend.StoreKv({kv, a.data(), b.data(), ids.data(), 0, kRows});
+                  backend.StoreKv({cache.kv, a.data(), b.data(), {&segment, 1}});
                 }),
-        2 * keys.size(), 2 * keys.size() * sizeof(float));
+        2 * kRows * kKvHeads * kHeadSize, cache.elements.size());
   std::vector<float> prepared(backend.MatMulInputBytes(kRows, kFfn) / sizeof(float) + 32);
   if (prepared.size() == 32) return;
   PrepareInputArgs prepare;

@@ -9,6 +9,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/backend.h"
+#include "kernels/cpu/attention_plan.h"
 #include "kernels/cpu/op_table.h"
 #include "kernels/cpu/pack.h"
 #include "kernels/cpu/packed_layout.h"
@@ -42,7 +43,16 @@ size_t Pack(size_t bytes) {
   return bytes / 8;
 }
 size_t Attention(const PagedAttentionArgs& args) {
-  return args.rows * args.heads * args.kv.head_size * (args.first_position + args.rows) / 16;
+  size_t positions = 0;
+  for (const KvSegment& segment : args.segments) {
+    positions += segment.rows * (segment.first_position + segment.rows);
+  }
+  return positions * args.heads * args.kv.head_size / 16;
+}
+size_t Store(const StoreKvArgs& args) {
+  size_t rows = 0;
+  for (const KvSegment& segment : args.segments) rows += segment.rows;
+  return Copy(8 * rows * args.kv.kv_heads * args.kv.head_size);
 }
 size_t Exponentials(size_t floats) {
   return floats / 2;
@@ -84,9 +94,8 @@ class CpuBackend : public Backend {
   size_t MatMulScratchFloats(size_t /*max_rows*/, size_t max_columns) const override {
     return threads() * cpu::kPanelColumns * RoundUpToLanes(max_columns);
   }
-  size_t AttentionScratchFloats(size_t max_context_tokens, size_t /*heads*/,
-                                size_t /*kv_heads*/) const override {
-    return cpu::kMaxAttentionQueries * RoundUpToLanes(max_context_tokens);
+  size_t AttentionScratchFloats(size_t head_size) const override {
+    return cpu::AttentionScratchSize(head_size, threads());
   }
   size_t MatMulInputBytes(size_t max_rows, size_t columns) const override {
     if (!int8_ || columns % kActivationBlock != 0) return 0;
@@ -117,11 +126,16 @@ class CpuBackend : public Backend {
   void Rope(const RopeArgs& args) const override {
     Run(isa_.ops.rope, args, cost::Copy(4 * args.rows * args.heads * args.rope_dims));
   }
-  void StoreKv(const StoreKvArgs& args) const override {
-    Run(isa_.ops.store_kv, args, cost::Copy(8 * args.rows * args.kv.kv_heads * args.kv.head_size));
-  }
+  void StoreKv(const StoreKvArgs& args) const override { Run(isa_.ops.store_kv, args, cost::Store(args)); }
   void PagedAttention(const PagedAttentionArgs& args) const override {
-    Run(isa_.ops.paged_attention, args, cost::Attention(args));
+    const size_t nanos = cost::Attention(args);
+    const size_t shares = Shares(nanos);
+    if (!cpu::SplitsPay(args, shares)) return Run(isa_.ops.paged_attention, args, nanos);
+    for (cpu::AttentionRound round = cpu::NextRound({&args, threads()}); round.begin < round.end;
+         round = cpu::NextRound(round)) {
+      Run(isa_.ops.attention_splits, round, nanos);
+      Run(isa_.ops.attention_merge, round, nanos / 16);
+    }
   }
   void SwiGlu(const SwiGluArgs& args) const override {
     Run(isa_.ops.swiglu, args, cost::Exponentials(args.count));
@@ -129,10 +143,10 @@ class CpuBackend : public Backend {
 
  private:
   // `nanos`: what it would take one thread. Small ops stay on the calling one.
+  size_t Shares(size_t nanos) const { return std::clamp<size_t>(nanos / kShareNanos, 1, team_->threads()); }
   template <class Args>
   void Run(void (*op)(const Args&, WorkShare), const Args& args, size_t nanos) const {
-    const size_t shares = std::clamp<size_t>(nanos / kShareNanos, 1, team_->threads());
-    team_->Run(shares, [op, &args](WorkShare share) { op(args, share); });
+    team_->Run(Shares(nanos), [op, &args](WorkShare share) { op(args, share); });
   }
 
   const Isa isa_;

@@ -20,8 +20,9 @@ namespace millrace::kernels::cpu {
 template <class Int8>
 constexpr OpTable MakeOpTable() {
   using V = Vec<typename Int8::Part>;
-  return {Embed<V>,   RmsNorm<V>,        MatMul<V>, AddPartials<V>, Rope<V>,
-          StoreKv<V>, PagedAttention<V>, SwiGlu<V>, Quantize<Int8>, PackedMatMul<Int8>};
+  return {Embed<V>,          RmsNorm<V>, MatMul<V>,         AddPartials<V>,
+          Rope<V>,           StoreKv<V>, PagedAttention<V>, AttentionSplits<V>,
+          AttentionMerge<V>, SwiGlu<V>,  Quantize<Int8>,    PackedMatMul<Int8>};
 }
 
 }  // namespace millrace::kernels::cpu

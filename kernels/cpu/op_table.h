@@ -1,6 +1,7 @@
 // The CPU ops as compiled for each instruction set.
 #pragma once
 
+#include "kernels/cpu/attention_plan.h"
 #include "kernels/cpu/packed_layout.h"
 #include "kernels/embed.h"
 #include "kernels/matmul.h"
@@ -31,7 +32,10 @@ struct OpTable {
   void (*add_partials)(const AddPartialsArgs&, WorkShare);
   void (*rope)(const RopeArgs&, WorkShare);
   void (*store_kv)(const StoreKvArgs&, WorkShare);
-  void (*paged_attention)(const PagedAttentionArgs&, WorkShare);
+  void (*paged_attention)(const PagedAttentionArgs&, WorkShare);  // by whole items
+  // The same in two phases a round (see attention_plan.h); all of the first come before the second.
+  void (*attention_splits)(const AttentionRound&, WorkShare);
+  void (*attention_merge)(const AttentionRound&, WorkShare);
   void (*swiglu)(const SwiGluArgs&, WorkShare);
   void (*quantize)(const QuantizeArgs&, WorkShare);
   PackedMatMulOp packed_mat_mul;

@@ -45,6 +45,16 @@ struct Avx2Part {
   MILLRACE_KERNEL_INLINE static Avx2Part LoadI8(const uint8_t* p) {
     return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))))};
   }
+  MILLRACE_KERNEL_INLINE void StoreF16(uint8_t* p) const {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+  }
+  MILLRACE_KERNEL_INLINE void StoreLowBytes(uint8_t* p) const {
+    const __m256i first = _mm256_setr_epi8(0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, 0, 4,
+                                           8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1);
+    const __m256i bytes = _mm256_shuffle_epi8(_mm256_castps_si256(v), first);
+    const __m128i low = _mm256_castsi256_si128(bytes), high = _mm256_extracti128_si256(bytes, 1);
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_unpacklo_epi32(low, high));
+  }
   template <bool kHigh>
   MILLRACE_KERNEL_INLINE static Avx2Part LoadQ4_0(const uint8_t* p, float d) {
     const __m256i centred = _mm256_sub_epi32(Nibbles<kHigh>(p), _mm256_set1_epi32(8));

@@ -45,6 +45,12 @@ struct Avx512Part {
   MILLRACE_KERNEL_INLINE static Avx512Part LoadI8(const uint8_t* p) {
     return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))};
   }
+  MILLRACE_KERNEL_INLINE void StoreF16(uint8_t* p) const {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+  }
+  MILLRACE_KERNEL_INLINE void StoreLowBytes(uint8_t* p) const {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_castps_si512(v)));
+  }
   // The sixteen values a nibble can stand for fit one register, so a permute looks all lanes up at once.
   template <bool kHigh>
   MILLRACE_KERNEL_INLINE static Avx512Part LoadQ4_0(const uint8_t* p, float d) {

@@ -51,6 +51,13 @@ struct PortablePart {
   MILLRACE_KERNEL_INLINE static PortablePart LoadI8(const uint8_t* p) {
     return Make([&](size_t i) { return static_cast<float>(static_cast<int8_t>(p[i])); });
   }
+  static void FloatToHalf(float v, uint8_t* p);
+  MILLRACE_KERNEL_INLINE void StoreF16(uint8_t* p) const {
+    for (size_t i = 0; i < kLanes; ++i) FloatToHalf(lane[i], p + 2 * i);
+  }
+  MILLRACE_KERNEL_INLINE void StoreLowBytes(uint8_t* p) const {
+    for (size_t i = 0; i < kLanes; ++i) p[i] = static_cast<uint8_t>(ToBits(lane[i]));
+  }
   template <bool kHigh>
   MILLRACE_KERNEL_INLINE static PortablePart LoadQ4_0(const uint8_t* p, float d) {
     return Make([&](size_t i) { return d * static_cast<float>(Nibble<kHigh>(p[i]) - 8); });
@@ -136,6 +143,26 @@ MILLRACE_KERNEL_INLINE float PortablePart::HalfToFloat(const uint8_t* p) {
   if (exponent != 0) return FromBits(sign | (exponent + 112) << 23 | mantissa << 13);
   const float magnitude = static_cast<float>(mantissa) * 0x1p-24f;
   return sign != 0 ? -magnitude : magnitude;
+}
+
+// Rounds to nearest even.
+MILLRACE_KERNEL_INLINE void PortablePart::FloatToHalf(float v, uint8_t* p) {
+  const uint32_t bits = ToBits(v);
+  const uint32_t magnitude = bits & 0x7FFFFFFFu;
+  uint32_t half = 0;
+  if (magnitude > 0x7F800000u) {
+    half = 0x7E00u | (magnitude >> 13 & 0x1FFu);
+  } else if (magnitude >= 0x477FF000u) {
+    half = 0x7C00u;
+  } else if (magnitude < 0x38800000u) {
+    // The last digit of 0.5 is that of a subnormal half.
+    half = ToBits(FromBits(magnitude) + 0.5f) - ToBits(0.5f);
+  } else {
+    half = (magnitude - (112u << 23) + 0xFFFu + (magnitude >> 13 & 1u)) >> 13;
+  }
+  half |= bits >> 16 & 0x8000u;
+  p[0] = static_cast<uint8_t>(half);
+  p[1] = static_cast<uint8_t>(half >> 8);
 }
 
 }  // namespace millrace::kernels::cpu

@@ -65,6 +65,13 @@ struct Vec {
   MILLRACE_KERNEL_INLINE static Vec LoadI8(const uint8_t* p) {
     return Make([&](size_t i) { return P::LoadI8(p + i * P::kLanes); });
   }
+  // Sixteen elements rounded to nearest even; and the low byte of each lane's bits.
+  MILLRACE_KERNEL_INLINE void StoreF16(uint8_t* p) const {
+    for (size_t i = 0; i < kParts; ++i) part[i].StoreF16(p + 2 * i * P::kLanes);
+  }
+  MILLRACE_KERNEL_INLINE void StoreLowBytes(uint8_t* p) const {
+    for (size_t i = 0; i < kParts; ++i) part[i].StoreLowBytes(p + i * P::kLanes);
+  }
   // The low or high nibbles q of sixteen bytes as d * (q - 8), or as d * q + m rounded once.
   template <bool kHigh>
   MILLRACE_KERNEL_INLINE static Vec LoadQ4_0(const uint8_t* p, float d) {

@@ -12,9 +12,7 @@ class ReferenceBackend : public Backend {
   size_t PackedBytes(const WeightMatrix&) const override { return 0; }
   WeightMatrix Pack(const WeightMatrix& weights, uint8_t*) const override { return weights; }
   size_t MatMulScratchFloats(size_t, size_t) const override { return 0; }
-  size_t AttentionScratchFloats(size_t max_context_tokens, size_t, size_t) const override {
-    return max_context_tokens;
-  }
+  size_t AttentionScratchFloats(size_t) const override { return 0; }
   size_t MatMulInputBytes(size_t, size_t) const override { return 0; }
   MatMulInput PrepareInput(const PrepareInputArgs& args) const override {
     return {args.x, args.rows, args.columns, nullptr};

@@ -130,6 +130,39 @@ TEST_P(ThreadsTest, AddPartials) {
   });
 }
 
+// Few long contexts, which threads share by splits, and many rows, which they share by items.
+TEST_P(ThreadsTest, StoreKvAndPagedAttention) {
+  constexpr size_t kHeads = 6, kKvHeads = 2, kHeadSize = 32, kBlockTokens = 16, kContext = 1600;
+  const std::vector<float> x = RandomFloats(kContext * kHeads * kHeadSize, 14);
+  std::vector<uint32_t> ids(kContext / kBlockTokens);
+  for (uint32_t i = 0; i < ids.size(); ++i) ids[i] = i * 37 % static_cast<uint32_t>(ids.size());
+  const std::vector<std::vector<KvSegment>> batches = {{{ids.data(), kContext - 1, 0, 1}},
+                                                       {{ids.data(), kContext - 60, 0, 60}},
+                                                       {{ids.data(), 900, 0, 1}, {ids.data(), 20, 1, 30}}};
+  ExpectSameBits(GetParam(), [&](const Backend& backend) {
+    GuardedFloats keys(kContext * kKvHeads * kHeadSize), values(kContext * kKvHeads * kHeadSize);
+    PagedKv kv;
+    kv.key_blocks = reinterpret_cast<uint8_t*>(keys.data());
+    kv.value_blocks = reinterpret_cast<uint8_t*>(values.data());
+    kv.block_tokens = kBlockTokens;
+    kv.kv_heads = kKvHeads;
+    kv.head_size = kHeadSize;
+    const KvSegment all{ids.data(), 0, 0, kContext};
+    backend.StoreKv({kv, x.data(), x.data(), {&all, 1}});
+    GuardedFloats scratch(backend.AttentionScratchFloats(kHeadSize), GuardedFloats::Alignment::kCacheLine);
+    std::vector<float> joined;
+    for (const std::vector<KvSegment>& batch : batches) {
+      const size_t rows = batch.back().first_row + batch.back().rows;
+      GuardedFloats out(rows * kHeads * kHeadSize);
+      backend.PagedAttention({kv, x.data(), out.data(), batch, kHeads, 0.2f, scratch.data()});
+      EXPECT_TRUE(out.Intact() && scratch.Intact() && keys.Intact() && values.Intact());
+      const std::vector<float> part = out.values();
+      joined.insert(joined.end(), part.begin(), part.end());
+    }
+    return joined;
+  });
+}
+
 INSTANTIATE_TEST_SUITE_P(Backends, ThreadsTest, ::testing::ValuesIn(CpuBackends()), ParamName);
 
 TEST(ThreadsOptionsTest, RefusesThreadsAndCoresThatCannotBe) {

@@ -85,6 +85,7 @@ absl::StatusOr<WorkerProfile> StageHost::Measure(const v1::Measure& measure) {
   options.max_rows = measure.max_rows();
   options.context_tokens = measure.context_tokens();
   options.block_tokens = measure.block_tokens();
+  options.kv_type = choice.numeric.kv;
   return MeasureProfile(*file_, hyper_parameters_, *backends_.front(), options);
 }
 
@@ -116,8 +117,9 @@ absl::StatusOr<v1::Loaded> StageHost::Assign(const v1::Assign& assign) {
   RETURN_IF_ERROR(ChooseBackends(choice));
   assign_ = assign;
   RETURN_IF_ERROR(LoadLayers(assign));
-  const KvCache::Shape shape{assign.num_layers(), 1, assign.block_tokens(), hyper_parameters_.num_kv_heads,
-                             hyper_parameters_.head_size};
+  const KvCache::Shape shape{assign.num_layers(),         1,
+                             assign.block_tokens(),       hyper_parameters_.num_kv_heads,
+                             hyper_parameters_.head_size, choice.numeric.kv};
   const uint64_t block_bytes = shape.BytesPerBlock();
   // The residual streams that wait, or are being sent, while one is computed.
   const uint64_t payload_bytes = uint64_t{assign.max_rows()} * hyper_parameters_.hidden_size * sizeof(float);
@@ -223,8 +225,9 @@ absl::Status StageHost::Activate(const v1::Activate& activate) {
   if (activate.epoch() != assign_.epoch() || inbox_ == nullptr || compute_.joinable()) {
     return absl::FailedPreconditionError(absl::StrCat("epoch ", activate.epoch(), " was not assigned"));
   }
-  const KvCache::Shape shape{assign_.num_layers(), activate.kv_blocks(), assign_.block_tokens(),
-                             hyper_parameters_.num_kv_heads, hyper_parameters_.head_size};
+  const KvCache::Shape shape{assign_.num_layers(),        activate.kv_blocks(),
+                             assign_.block_tokens(),      hyper_parameters_.num_kv_heads,
+                             hyper_parameters_.head_size, choice_.numeric.kv};
   ASSIGN_OR_RETURN(cache_, KvCache::Create(shape));
   RETURN_IF_ERROR(ConnectNext());
   StartComputing(activate.kv_blocks());

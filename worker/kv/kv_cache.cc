@@ -45,16 +45,45 @@ absl::Status CheckShape(const KvCache::Shape& shape) {
   return absl::OkStatus();
 }
 
+kernels::KvType KernelType(KvType type) {
+  switch (type) {
+    case KvType::kF16:
+      return kernels::KvType::kF16;
+    case KvType::kI8:
+      return kernels::KvType::kI8;
+    case KvType::kF32:
+      break;
+  }
+  return kernels::KvType::kF32;
+}
+
 }  // namespace
 
+std::optional<KvCache::Regions> KvCache::RegionsOf(const Shape& shape) {
+  constexpr uint64_t kCacheLine = 64;
+  const uint64_t element_bytes = kernels::KvElementBytes(KernelType(shape.type));
+  const std::optional<uint64_t> positions = Product({shape.num_blocks, shape.block_tokens, shape.kv_heads});
+  if (!positions.has_value()) return std::nullopt;
+  const std::optional<uint64_t> elements = Product({*positions, shape.head_size, element_bytes});
+  const std::optional<uint64_t> scales = Product({*positions, shape.type == KvType::kI8 ? sizeof(float) : 0});
+  if (!elements.has_value() || !scales.has_value() || *elements > MachineMemoryBytes() ||
+      *scales > MachineMemoryBytes()) {
+    return std::nullopt;
+  }
+  // Blocks are of whole groups of 16 positions, so scales fill whole cache lines.
+  return Regions{(*elements + kCacheLine - 1) / kCacheLine * kCacheLine, *scales};
+}
+
 uint64_t KvCache::Shape::BytesPerBlock() const {
-  return Product({2, num_layers, block_tokens, kv_heads, head_size, sizeof(float)})
+  return Product({2, num_layers, block_tokens, kv_heads, KvHeadBytes(type, head_size)})
       .value_or(std::numeric_limits<uint64_t>::max());
 }
 
 absl::StatusOr<std::unique_ptr<KvCache>> KvCache::Create(const Shape& shape) {
   if (absl::Status status = CheckShape(shape); !status.ok()) return status;
-  const std::optional<uint64_t> bytes = Product({shape.BytesPerBlock(), shape.num_blocks});
+  const std::optional<Regions> regions = RegionsOf(shape);
+  const std::optional<uint64_t> bytes =
+      regions.has_value() ? Product({regions->layer(), shape.num_layers}) : std::nullopt;
   if (!bytes.has_value() || *bytes > MachineMemoryBytes()) {
     return absl::ResourceExhaustedError(absl::StrCat("KV cache: ", shape.num_blocks, " blocks of ",
                                                      shape.BytesPerBlock(), " bytes; this machine has ",
@@ -67,23 +96,26 @@ absl::StatusOr<std::unique_ptr<KvCache>> KvCache::Create(const Shape& shape) {
     return absl::ResourceExhaustedError(
         absl::StrCat("KV cache: cannot reserve ", *bytes, " bytes: ", strerror(error), "; use fewer blocks"));
   }
-  return std::unique_ptr<KvCache>(new KvCache(shape, memory, *bytes));
+  return std::unique_ptr<KvCache>(new KvCache(shape, *regions, static_cast<uint8_t*>(memory)));
 }
 
-KvCache::KvCache(const Shape& shape, void* memory, size_t bytes)
-    : shape_(shape), memory_(memory), bytes_(bytes) {}
+KvCache::KvCache(const Shape& shape, const Regions& regions, uint8_t* memory)
+    : shape_(shape), regions_(regions), memory_(memory) {}
 
 KvCache::~KvCache() {
-  munmap(memory_, bytes_);
+  munmap(memory_, regions_.layer() * shape_.num_layers);
 }
 
 kernels::PagedKv KvCache::Layer(uint32_t layer) const {
   MILLRACE_CHECK(layer < shape_.num_layers);
-  // Layer by layer, all key blocks and then all value blocks: a layer's attention walks two dense regions.
-  const size_t region = bytes_ / sizeof(float) / shape_.num_layers / 2;
   kernels::PagedKv kv;
-  kv.key_blocks = static_cast<float*>(memory_) + 2 * region * layer;
-  kv.value_blocks = kv.key_blocks + region;
+  kv.key_blocks = memory_ + regions_.layer() * layer;
+  kv.value_blocks = kv.key_blocks + regions_.layer() / 2;
+  if (shape_.type == KvType::kI8) {
+    kv.key_scales = reinterpret_cast<float*>(kv.key_blocks + regions_.elements);
+    kv.value_scales = reinterpret_cast<float*>(kv.value_blocks + regions_.elements);
+  }
+  kv.type = KernelType(shape_.type);
   kv.block_tokens = shape_.block_tokens;
   kv.kv_heads = shape_.kv_heads;
   kv.head_size = shape_.head_size;

@@ -5,8 +5,10 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 
 #include "absl/status/statusor.h"
+#include "common/kv_type.h"
 #include "kernels/paged_attention.h"
 
 namespace millrace {
@@ -21,7 +23,8 @@ class KvCache {
     uint32_t block_tokens = 0;
     uint32_t kv_heads = 0;
     uint32_t head_size = 0;
-    // 2 x layers x block tokens x kv heads x head size x 4 bytes; the largest number if it does not fit.
+    KvType type = KvType::kF32;
+    // 2 x layers x block tokens x kv heads x KvHeadBytes; the largest number if it does not fit.
     uint64_t BytesPerBlock() const;
   };
   // INVALID_ARGUMENT: a count of 0, or block_tokens not a multiple of kernels::kKeyGroupTokens.
@@ -37,10 +40,19 @@ class KvCache {
   const Shape& shape() const { return shape_; }
 
  private:
-  KvCache(const Shape& shape, void* memory, size_t bytes);
-  Shape shape_;
-  void* memory_;
-  size_t bytes_;
+  // Of one layer: all key blocks, their scales, all value blocks, their scales, so that attention walks dense
+  // regions. Bytes; each begins on a cache line.
+  struct Regions {
+    uint64_t elements = 0;  // of the keys, or of the values
+    uint64_t scales = 0;
+    uint64_t layer() const { return 2 * (elements + scales); }
+  };
+  static std::optional<Regions> RegionsOf(const Shape& shape);  // nothing if no machine has so much
+
+  KvCache(const Shape& shape, const Regions& regions, uint8_t* memory);
+  const Shape shape_;
+  const Regions regions_;
+  uint8_t* const memory_;
 };
 
 }  // namespace millrace

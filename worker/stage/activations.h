@@ -26,14 +26,15 @@ struct Activations {
   FloatBuffer scratch;              // of whichever kernel is running
   std::vector<uint32_t> token_ids;  // [max_rows]
   std::vector<uint32_t> positions;  // [max_rows]
+  // Of the batch entered, whose block tables they point into. Room for max_rows.
+  std::vector<kernels::KvSegment> segments;
 
   // RESOURCE_EXHAUSTED: not enough memory.
   static absl::StatusOr<Activations> Allocate(const HyperParameters& hyper_parameters,
-                                              const kernels::Backend& backend, uint32_t max_rows,
-                                              uint32_t context_tokens);
+                                              const kernels::Backend& backend, uint32_t max_rows);
 
-  // Token ids and positions of the rows, and where their residual stream is. REQUIRES: batch.rows() <=
-  // max_rows.
+  // Token ids, positions and segments of the rows, and where their residual stream is. `batch` stays until
+  // the next call. REQUIRES: batch.rows() <= max_rows, no segment empty.
   void Enter(const StageBatch& batch, float* residual_stream);
 
   uint64_t max_rows() const { return token_ids.size(); }

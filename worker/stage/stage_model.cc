@@ -75,8 +75,7 @@ absl::StatusOr<std::unique_ptr<StageModel>> StageModel::Create(const GgufFile& f
   impl->weights = ViewStageWeights(file, layout);
   ASSIGN_OR_RETURN(impl->rope_table,
                    MakeRopeTable(hyper_parameters, impl->weights.rope_freqs, context_tokens));
-  ASSIGN_OR_RETURN(impl->activations,
-                   Activations::Allocate(hyper_parameters, backend, options.max_rows, context_tokens));
+  ASSIGN_OR_RETURN(impl->activations, Activations::Allocate(hyper_parameters, backend, options.max_rows));
   if (layout.last) {
     ASSIGN_OR_RETURN(impl->output_head, OutputHead::Create(impl->hyper_parameters, impl->weights, backend));
   }

@@ -1,6 +1,7 @@
 #include "worker/stage/stage_profiler.h"
 
 #include <algorithm>
+#include <cstring>
 #include <memory>
 #include <numeric>
 #include <utility>
@@ -85,7 +86,7 @@ void Profiler::ChooseSizes() {
   chunk_ = std::min({rows_, kChunkRows, options_.context_tokens});
   far_context_ = std::min(kFarContext, options_.context_tokens - chunk_);
   const uint64_t context_bytes =
-      std::max<uint64_t>(1, shape_.KvBytesPerToken(1) * (uint64_t{far_context_} + chunk_));
+      std::max<uint64_t>(1, shape_.KvBytesPerToken(1, options_.kv_type) * (uint64_t{far_context_} + chunk_));
   far_sequences_ = static_cast<uint32_t>(
       std::clamp<uint64_t>(kFarBytes / context_bytes, 1, std::min(rows_, kFarSequences)));
   const auto blocks = [&](uint32_t tokens) {
@@ -106,9 +107,10 @@ absl::Status Profiler::Prepare(const GgufFile& file) {
   weights_ = ViewStageWeights(file, {shape_.num_layers - num_layers, num_layers, false, true});
   PageIn(weights_, nullptr);
   ASSIGN_OR_RETURN(rope_table_, MakeRopeTable(shape_, weights_.rope_freqs, far_context_ + chunk_));
-  ASSIGN_OR_RETURN(activations_, Activations::Allocate(shape_, backend_, rows_, far_context_ + chunk_));
+  ASSIGN_OR_RETURN(activations_, Activations::Allocate(shape_, backend_, rows_));
   ASSIGN_OR_RETURN(output_head_, OutputHead::Create(shape_, weights_, backend_));
-  KvCache::Shape cache{1, num_blocks_, options_.block_tokens, shape_.num_kv_heads, shape_.head_size};
+  KvCache::Shape cache{
+      1, num_blocks_, options_.block_tokens, shape_.num_kv_heads, shape_.head_size, options_.kv_type};
   ASSIGN_OR_RETURN(cache_, KvCache::Create(cache));
   FillMemory();
   MakeSubjects();
@@ -118,9 +120,14 @@ absl::Status Profiler::Prepare(const GgufFile& file) {
 // Untouched memory would be one page of zeros, and faster than any real one.
 void Profiler::FillMemory() {
   const kernels::PagedKv kv = cache_->Layer(0);
-  const size_t floats = size_t{num_blocks_} * options_.block_tokens * shape_.num_kv_heads * shape_.head_size;
-  std::fill_n(kv.key_blocks, floats, 0.01f);
-  std::fill_n(kv.value_blocks, floats, 0.01f);
+  const size_t positions = size_t{num_blocks_} * options_.block_tokens * shape_.num_kv_heads;
+  constexpr int kOrdinary = 0x21;  // of each type, these bytes make ordinary numbers
+  for (uint8_t* elements : {kv.key_blocks, kv.value_blocks}) {
+    std::memset(elements, kOrdinary, positions * shape_.head_size * kernels::KvElementBytes(kv.type));
+  }
+  for (float* scales : {kv.key_scales, kv.value_scales}) {
+    if (scales != nullptr) std::memset(scales, kOrdinary, positions * sizeof(float));
+  }
   embedding_.resize(size_t{rows_} * shape_.hidden_size);
   for (size_t i = 0; i < embedding_.size(); ++i) {
     embedding_[i] = static_cast<float>(i * 7919 % 1009) / 1009.0f - 0.5f;

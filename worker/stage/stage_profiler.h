@@ -16,6 +16,7 @@ struct StageProfilerOptions {
   uint32_t max_rows = 0;        // of a microbatch: no point has more
   uint32_t context_tokens = 0;  // no position is beyond
   uint32_t block_tokens = 16;
+  KvType kv_type = KvType::kF32;
   absl::Duration enough =
       absl::Milliseconds(800);              // repeat until so much was spent, at most kProfileRounds times
   absl::Duration limit = absl::Seconds(3);  // begin nothing that is likely to end later

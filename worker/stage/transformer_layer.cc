@@ -18,38 +18,27 @@ void TransformerLayer::Attention(const LayerWeights& weights, const kernels::Pag
   Multiply(a_.normed, weights.attn_v, rows, a_.values);
   Rotate(a_.queries, shape_.num_heads, rows);
   Rotate(a_.keys, shape_.num_kv_heads, rows);
-  AttendBySegment(kv, batch);
+  Attend(kv);
   AddProduct(a_.attended, weights.attn_output, rows);
 }
 
-void TransformerLayer::AttendBySegment(const kernels::PagedKv& kv, const StageBatch& batch) {
-  const size_t query_width = size_t{shape_.num_heads} * shape_.head_size;
-  const size_t kv_width = size_t{shape_.num_kv_heads} * shape_.head_size;
-  size_t row = 0;
-  for (const StageSegment& segment : batch.segments) {
-    const size_t rows = segment.token_ids.size();
-    kernels::StoreKvArgs store;
-    store.kv = kv;
-    store.keys = a_.keys.data() + row * kv_width;
-    store.values = a_.values.data() + row * kv_width;
-    store.block_ids = segment.block_ids.data();
-    store.first_position = segment.first_position;
-    store.rows = rows;
-    backend_.StoreKv(store);
+void TransformerLayer::Attend(const kernels::PagedKv& kv) {
+  kernels::StoreKvArgs store;
+  store.kv = kv;
+  store.keys = a_.keys.data();
+  store.values = a_.values.data();
+  store.segments = a_.segments;
+  backend_.StoreKv(store);
 
-    kernels::PagedAttentionArgs attention;
-    attention.kv = kv;
-    attention.queries = a_.queries.data() + row * query_width;
-    attention.out = a_.attended.data() + row * query_width;
-    attention.block_ids = segment.block_ids.data();
-    attention.first_position = segment.first_position;
-    attention.rows = rows;
-    attention.heads = shape_.num_heads;
-    attention.scale = 1.0f / std::sqrt(static_cast<float>(shape_.head_size));
-    attention.scratch = a_.scratch.data();
-    backend_.PagedAttention(attention);
-    row += rows;
-  }
+  kernels::PagedAttentionArgs attention;
+  attention.kv = kv;
+  attention.queries = a_.queries.data();
+  attention.out = a_.attended.data();
+  attention.segments = a_.segments;
+  attention.heads = shape_.num_heads;
+  attention.scale = 1.0f / std::sqrt(static_cast<float>(shape_.head_size));
+  attention.scratch = a_.scratch.data();
+  backend_.PagedAttention(attention);
 }
 
 void TransformerLayer::FeedForward(const LayerWeights& weights, size_t rows) {

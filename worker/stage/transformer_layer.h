@@ -25,7 +25,7 @@ class TransformerLayer {
 
  private:
   void Attention(const LayerWeights& weights, const kernels::PagedKv& kv, const StageBatch& batch);
-  void AttendBySegment(const kernels::PagedKv& kv, const StageBatch& batch);
+  void Attend(const kernels::PagedKv& kv);
   void FeedForward(const LayerWeights& weights, size_t rows);
 
   void Norm(const std::vector<float>& weight, size_t rows);  // residual to normed

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <utility>
 #include <vector>
 
 #include "gmock/gmock.h"
@@ -31,6 +32,14 @@ TEST(KvCacheTest, BytesPerBlockCountsKeysAndValuesOfAllLayers) {
   EXPECT_EQ(SmallShape().BytesPerBlock(), 2u * 3 * 32 * 2 * 8 * 4);
 }
 
+TEST(KvCacheTest, BytesPerBlockCountsScales) {
+  KvCache::Shape shape = SmallShape();
+  shape.type = KvType::kF16;
+  EXPECT_EQ(shape.BytesPerBlock(), 2u * 3 * 32 * 2 * 8 * 2);
+  shape.type = KvType::kI8;
+  EXPECT_EQ(shape.BytesPerBlock(), 2u * 3 * 32 * 2 * (8 + 4));
+}
+
 TEST(KvCacheTest, BytesPerBlockDoesNotWrap) {
   constexpr uint32_t kMax = std::numeric_limits<uint32_t>::max();
   const KvCache::Shape shape{
@@ -45,23 +54,47 @@ TEST(KvCacheTest, LayersCarryTheShape) {
   EXPECT_EQ(kv.head_size, 8u);
 }
 
-TEST(KvCacheTest, EveryFloatOfEveryLayerIsItsOwn) {
-  const std::unique_ptr<KvCache> cache = Make(SmallShape());
-  const size_t region = 5 * 32 * 2 * 8;
-  float next = 1;
-  for (uint32_t layer = 0; layer < 3; ++layer) {
-    for (float* blocks : {cache->Layer(layer).key_blocks, cache->Layer(layer).value_blocks}) {
-      EXPECT_EQ(reinterpret_cast<uintptr_t>(blocks) % 64, 0u);
-      for (size_t i = 0; i < region; ++i) {
-        ASSERT_EQ(blocks[i], 0.0f) << "not written before";
-        blocks[i] = next++;
-      }
+// Everything that the kernels may write, a layer's keys, values and scales: where, and how many bytes.
+std::vector<std::pair<uint8_t*, size_t>> RegionsOf(const KvCache& cache) {
+  const KvCache::Shape& shape = cache.shape();
+  const size_t positions = size_t{shape.num_blocks} * shape.block_tokens * shape.kv_heads;
+  std::vector<std::pair<uint8_t*, size_t>> regions;
+  for (uint32_t layer = 0; layer < shape.num_layers; ++layer) {
+    const kernels::PagedKv kv = cache.Layer(layer);
+    const size_t bytes = positions * shape.head_size * kernels::KvElementBytes(kv.type);
+    regions.emplace_back(kv.key_blocks, bytes);
+    regions.emplace_back(kv.value_blocks, bytes);
+    if (shape.type == KvType::kI8) {
+      regions.emplace_back(reinterpret_cast<uint8_t*>(kv.key_scales), positions * sizeof(float));
+      regions.emplace_back(reinterpret_cast<uint8_t*>(kv.value_scales), positions * sizeof(float));
+    } else {
+      EXPECT_EQ(kv.key_scales, nullptr);
+      EXPECT_EQ(kv.value_scales, nullptr);
     }
   }
-  next = 1;
-  for (uint32_t layer = 0; layer < 3; ++layer) {
-    for (float* blocks : {cache->Layer(layer).key_blocks, cache->Layer(layer).value_blocks}) {
-      for (size_t i = 0; i < region; ++i) ASSERT_EQ(blocks[i], next++);
+  return regions;
+}
+
+TEST(KvCacheTest, EveryByteOfEveryLayerIsItsOwn) {
+  for (const KvType type : {KvType::kF32, KvType::kF16, KvType::kI8}) {
+    KvCache::Shape shape = SmallShape();
+    shape.type = type;
+    shape.head_size = 9;  // regions are no whole cache lines
+    const std::unique_ptr<KvCache> cache = Make(shape);
+    uint32_t next = 1;
+    size_t bytes = 0;
+    for (const auto& [begin, size] : RegionsOf(*cache)) {
+      EXPECT_EQ(reinterpret_cast<uintptr_t>(begin) % 64, 0u);
+      bytes += size;
+      for (size_t i = 0; i < size; ++i) {
+        ASSERT_EQ(begin[i], 0) << "not written before";
+        begin[i] = static_cast<uint8_t>(next++ % 251);
+      }
+    }
+    EXPECT_EQ(bytes, shape.BytesPerBlock() * shape.num_blocks);
+    next = 1;
+    for (const auto& [begin, size] : RegionsOf(*cache)) {
+      for (size_t i = 0; i < size; ++i) ASSERT_EQ(begin[i], next++ % 251);
     }
   }
 }

@@ -181,11 +181,12 @@ TEST_P(StageModelTest, WhatABlockHeldBeforeDoesNotMatter) {
   const std::vector<float> whole = WholeLogits();
   StageRing ring(model_, {});
   const KvCache::Shape& shape = ring.cache(0).shape();
-  const size_t floats = size_t{shape.num_blocks} * shape.block_tokens * shape.kv_heads * shape.head_size;
+  const size_t bytes =
+      sizeof(float) * shape.num_blocks * shape.block_tokens * shape.kv_heads * shape.head_size;
   for (uint32_t layer = 0; layer < shape.num_layers; ++layer) {
     const kernels::PagedKv kv = ring.cache(0).Layer(layer);
-    std::fill_n(kv.key_blocks, floats, std::numeric_limits<float>::quiet_NaN());
-    std::fill_n(kv.value_blocks, floats, std::numeric_limits<float>::quiet_NaN());
+    std::fill_n(kv.key_blocks, bytes, 0xFF);  // NaN everywhere
+    std::fill_n(kv.value_blocks, bytes, 0xFF);
   }
   EXPECT_TRUE(IsBitEqual(AllLogits(ring, sequence_, 9), whole));
 }
