@@ -31,6 +31,7 @@ struct Flags {
   std::string isa = "auto";
   std::string activations = "f32";
   int64_t threads = 1;
+  int64_t shards = 1;
   int64_t prefill_tokens = 512;
   int64_t chunk_rows = 128;
   int64_t context = 64;
@@ -42,7 +43,8 @@ struct Flags {
     set.AddString("isa", &isa, "NAME",
                   "auto, portable, avx2, avx512, avx512vnni; or reference: plain loops in float");
     set.AddString("activations", &activations, "f32|int8", "what quantised weights are multiplied by");
-    set.AddInt("threads", &threads, 1, 256, "that work on each op");
+    set.AddInt("threads", &threads, 1, 256, "that work on each op of a shard");
+    set.AddInt("tensor-parallel", &shards, 1, 64, "shards, each with threads of its own");
     set.AddInt("prefill-tokens", &prefill_tokens, 1, 1 << 20, "of the prompt that is timed");
     set.AddInt("chunk-rows", &chunk_rows, 1, 4096, "of a microbatch of the prompt");
     set.AddInt("context", &context, 1, 1 << 20, "tokens before the first decode");
@@ -61,10 +63,11 @@ struct Bench {
   Flags flags;
   std::unique_ptr<GgufFile> file;
   HyperParameters shape;
-  std::unique_ptr<kernels::Backend> backend;
+  std::vector<std::unique_ptr<kernels::Backend>> backends;
   std::unique_ptr<StageModel> stage;
   std::unique_ptr<KvCache> cache;
   StageBatch batch;
+  double load_seconds = 0;
 };
 
 // Of a step: by the clock, and by the CPU time of this thread.
@@ -81,7 +84,8 @@ struct Seconds {
 };
 
 struct Rates {
-  std::vector<double> wall;  // tokens/s of each run
+  std::vector<double> collective;  // share of the time that shard 0 spent in collectives
+  std::vector<double> wall;        // tokens/s of each run
   std::vector<double> cpu;
 
   void Add(uint32_t tokens, const Seconds& seconds) {
@@ -114,25 +118,33 @@ uint32_t BlocksPerSequence(const Flags& flags) {
 absl::StatusOr<Bench> Load(const Flags& flags) {
   Bench bench;
   bench.flags = flags;
+  const Seconds begin = Seconds::Now();
   ASSIGN_OR_RETURN(bench.file, GgufFile::Open(flags.model));
   ASSIGN_OR_RETURN(bench.shape, ReadHyperParameters(*bench.file));
   if (bench.shape.context_tokens < flags.SequenceTokens()) {
     return absl::InvalidArgumentError(absl::StrCat("the model's context is ", bench.shape.context_tokens,
                                                    " tokens; this needs ", flags.SequenceTokens()));
   }
-  ASSIGN_OR_RETURN(bench.backend, MakeBackend(flags));
+  std::vector<const kernels::Backend*> backends;
+  for (int64_t i = 0; i < flags.shards; ++i) {
+    ASSIGN_OR_RETURN(std::unique_ptr<kernels::Backend> backend, MakeBackend(flags));
+    backends.push_back(backend.get());
+    bench.backends.push_back(std::move(backend));
+  }
   const StageLayout layout{0, bench.shape.num_layers, true, true};
   StageModelOptions options;
   options.layout = layout;
   options.max_rows = std::max(static_cast<uint32_t>(flags.chunk_rows), flags.MaxSequences());
   options.context_tokens = flags.SequenceTokens();
-  ASSIGN_OR_RETURN(bench.stage, StageModel::Create(*bench.file, bench.shape, *bench.backend, options));
+  ASSIGN_OR_RETURN(bench.stage, StageModel::Create(*bench.file, bench.shape, backends, options));
+  bench.load_seconds = Seconds::Now().wall - begin.wall;
   KvCache::Shape cache;
   cache.num_layers = bench.shape.num_layers;
   cache.num_blocks = BlocksPerSequence(flags) * flags.MaxSequences();
   cache.block_tokens = kBlockTokens;
   cache.kv_heads = bench.shape.num_kv_heads;
   cache.head_size = bench.shape.head_size;
+  for (const ShardUse& use : bench.stage->shards()) cache.shard_kv_heads.push_back(use.kv_heads);
   ASSIGN_OR_RETURN(bench.cache, KvCache::Create(cache));
   return bench;
 }
@@ -172,6 +184,7 @@ void Prefill(Bench& bench, uint32_t index, uint32_t tokens, Seconds& seconds) {
 
 void Decode(Bench& bench, uint32_t sequences, Rates& rates) {
   Seconds seconds;
+  const int64_t collective = bench.stage->collective_ns();
   const uint32_t steps = static_cast<uint32_t>(bench.flags.steps);
   for (uint32_t step = 0; step < steps; ++step) {
     const uint32_t position = static_cast<uint32_t>(bench.flags.context) + step;
@@ -179,6 +192,8 @@ void Decode(Bench& bench, uint32_t sequences, Rates& rates) {
     Step(bench, seconds);
   }
   rates.Add(sequences * steps, seconds);
+  rates.collective.push_back(static_cast<double>(bench.stage->collective_ns() - collective) * 1e-9 /
+                             seconds.wall);
 }
 
 void Print(const std::string& what, const Rates& rates) {
@@ -205,14 +220,17 @@ void Run(Bench& bench) {
   Print(absl::StrCat("prefill, ", flags.prefill_tokens, " tokens in chunks of ", flags.chunk_rows), prefill);
   for (size_t i = 0; i < decode.size(); ++i) {
     Print(absl::StrCat("decode, ", flags.sequences[i], " sequences, context ", flags.context), decode[i]);
+    if (flags.shards > 1) printf("  of it in collectives: %.1f %%\n", Median(decode[i].collective) * 100);
   }
 }
 
 absl::Status Main(const Flags& flags) {
   ASSIGN_OR_RETURN(Bench bench, Load(flags));
-  printf("%s, %u layers, %ld threads, %s\n", bench.shape.name.c_str(), bench.shape.num_layers,
-         static_cast<long>(flags.threads), bench.backend->numeric_class().c_str());
-  printf("weights %.1f MB, activations %.1f MB\n", static_cast<double>(bench.stage->weight_bytes()) / 1e6,
+  printf("%s, %u layers, %ld shards of %ld threads, %s\n", bench.shape.name.c_str(), bench.shape.num_layers,
+         static_cast<long>(flags.shards), static_cast<long>(flags.threads),
+         bench.backends.front()->numeric_class().c_str());
+  printf("loaded in %.2f s, weights %.1f MB, activations %.1f MB\n", bench.load_seconds,
+         static_cast<double>(bench.stage->weight_bytes()) / 1e6,
          static_cast<double>(bench.stage->activation_bytes()) / 1e6);
   Run(bench);
   return absl::OkStatus();

@@ -116,8 +116,8 @@ int Main(int argc, char** argv) {
     std::fprintf(stderr, "timed_worker: %s\n", std::string(options.status().message()).c_str());
     return kExitUsage;
   }
-  options->make_stage = [time](const GgufFile&, const HyperParameters& shape, const kernels::Backend&,
-                               const StageModelOptions&) {
+  options->make_stage = [time](const GgufFile&, const HyperParameters& shape,
+                               absl::Span<const kernels::Backend* const>, const StageModelOptions&) {
     return std::make_unique<TimedStage>(time, shape.hidden_size, shape.vocabulary_size);
   };
   const absl::Status status = RunWorker(*options);

@@ -60,6 +60,17 @@ grpc::Status WaitUntilServing(Client& client, absl::Duration timeout, Answers& a
   }
 }
 
+// What a stage that is not cut into shards holds, its own line says.
+void PrintShards(const v1::StageLoad& stage) {
+  if (stage.shards_size() < 2) return;
+  for (int i = 0; i < stage.shards_size(); ++i) {
+    const v1::ShardLoad& shard = stage.shards(i);
+    std::printf("       %-10s %12s %12s %12s\n", absl::StrCat("shard ", i).c_str(),
+                FormatBytes(shard.weight_bytes()).c_str(), FormatBytes(shard.kv_bytes()).c_str(),
+                FormatBytes(shard.activation_bytes()).c_str());
+  }
+}
+
 void PrintStages(const v1::GetLoadResponse& load) {
   std::printf("\n%-6s %-10s %12s %12s %12s %8s %8s  %s\n", "stage", "layers", "weights", "KV cache",
               "activations", "busy", "bubble", "worker");
@@ -72,6 +83,7 @@ void PrintStages(const v1::GetLoadResponse& load) {
                 stage.busy_share() * 100, stage.bubble_ratio() * 100, stage.worker().c_str(),
                 stage.numeric_class().c_str(), stage.kernels().c_str(), stage.threads(),
                 stage.threads() == 1 ? "thread" : "threads", stage.hop().c_str());
+    PrintShards(stage);
   }
 }
 

@@ -288,4 +288,13 @@ std::string GgufFile::Fingerprint() const {
   return hash.Hex();
 }
 
+void GgufFile::Release(absl::Span<const uint8_t> bytes) const {
+  // Memory of the caller's would lose its content.
+  if (contents_->mapping.bytes().empty()) return;
+  const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(bytes.data()) + page - 1) / page * page;
+  const uintptr_t end = reinterpret_cast<uintptr_t>(bytes.data() + bytes.size()) / page * page;
+  if (begin < end) (void)madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
+}
+
 }  // namespace millrace

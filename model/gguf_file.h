@@ -88,6 +88,10 @@ class GgufFile {
   // from the start of each tensor. Equal files have equal fingerprints; cost does not grow with tensor sizes.
   std::string Fingerprint() const;
 
+  // Says that these bytes of the file, if it is mapped, will not be read soon: the process gives their pages
+  // back. Reading them later is slower, not wrong.
+  void Release(absl::Span<const uint8_t> bytes) const;
+
  private:
   struct Contents;
   explicit GgufFile(std::unique_ptr<Contents> contents);

@@ -20,6 +20,7 @@
 namespace millrace {
 namespace {
 
+constexpr size_t kMaxShards = 64;  // that a worker may tell of
 constexpr size_t kEventCapacity = 4096;
 constexpr size_t kMaxActivationTypes = 8;
 
@@ -61,6 +62,10 @@ WorkerLoaded ToLoaded(const v1::Loaded& wire) {
   loaded.kv_blocks = wire.kv_blocks();
   loaded.kv_bytes_per_block = wire.kv_bytes_per_block();
   loaded.threads = wire.threads();
+  for (const v1::ShardMemory& shard : wire.shards()) {
+    if (loaded.shards.size() == kMaxShards) break;
+    loaded.shards.push_back({shard.weight_bytes(), shard.kv_bytes_per_block(), shard.activation_bytes()});
+  }
   return loaded;
 }
 

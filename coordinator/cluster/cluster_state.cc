@@ -475,6 +475,8 @@ StageSnapshot ClusterState::StageOf(WorkerId id) const {
   snapshot.numeric_class = NumericClass(worker.hello.numeric_class, options_.numeric);
   snapshot.kernels = worker.hello.kernels;
   snapshot.threads = worker.loaded->threads;
+  snapshot.shards = worker.loaded->shards;
+  for (ShardMemory& shard : snapshot.shards) shard.kv_bytes *= kv_blocks_;
   if (forecast_.has_value()) snapshot.predicted_seconds = forecast_->seconds[*worker.stage];
   snapshot.hop = worker.hop;
   return snapshot;

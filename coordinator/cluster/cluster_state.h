@@ -69,7 +69,8 @@ struct WorkerLoaded {
   uint64_t activation_bytes = 0;
   uint32_t kv_blocks = 0;
   uint64_t kv_bytes_per_block = 0;
-  uint32_t threads = 0;  // that share each op
+  uint32_t threads = 0;                  // that share each op
+  std::vector<ShardMemory> shards = {};  // kv_bytes of one block
 };
 
 // Of `count` workers with a stage that may use the same cores of one machine, number `index`.

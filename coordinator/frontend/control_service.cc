@@ -67,6 +67,12 @@ void FillStage(const StageSnapshot& stage, absl::Duration active, v1::StageLoad*
   load->set_weight_bytes(stage.weight_bytes);
   load->set_kv_bytes(stage.kv_bytes);
   load->set_activation_bytes(stage.activation_bytes);
+  for (const ShardMemory& shard : stage.shards) {
+    v1::ShardLoad* to = load->add_shards();
+    to->set_weight_bytes(shard.weight_bytes);
+    to->set_kv_bytes(shard.kv_bytes);
+    to->set_activation_bytes(shard.activation_bytes);
+  }
   load->set_numeric_class(stage.numeric_class);
   load->set_predicted_seconds(stage.predicted_seconds);
   load->set_hop(stage.hop);

@@ -31,6 +31,13 @@ class TokenSink {
 
 enum class PipelineState { kWaitingForWorkers, kLoading, kServing, kStopping };
 
+// What one tensor-parallel shard of a stage holds.
+struct ShardMemory {
+  uint64_t weight_bytes = 0;
+  uint64_t kv_bytes = 0;
+  uint64_t activation_bytes = 0;
+};
+
 struct StageSnapshot {
   std::string worker;
   uint32_t first_layer = 0;
@@ -38,6 +45,7 @@ struct StageSnapshot {
   uint64_t weight_bytes = 0;
   uint64_t kv_bytes = 0;
   uint64_t activation_bytes = 0;
+  std::vector<ShardMemory> shards;  // part of the bytes above
   std::string numeric_class;
   std::string kernels;                 // for people: the backend and its instruction set
   uint32_t threads = 0;                // that share each op

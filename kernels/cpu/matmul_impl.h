@@ -154,7 +154,7 @@ MILLRACE_KERNEL_INLINE void PanelTile(const PanelOperands& operands, V (*sums)[k
   for (size_t c = 0; c < kPanelColumns; ++c) {
     const V w = V::Load(operands.panel + c * operands.panel_stride + whole);
     for (int r = 0; r < kRows; ++r) {
-      sums[r][c] = Fma(V::LoadPartial(operands.x + r * k + whole, k - whole), w, sums[r][c]);
+      sums[r][c] = Fma(V::LoadPartial(operands.x + r * operands.x_stride + whole, k - whole), w, sums[r][c]);
     }
   }
 }

@@ -186,6 +186,7 @@ def assert_refused(code, out, err, expected_code, said):
     (WORKER, ["--coordinator", "127.0.0.1:1", "--stage", "-2"], ["--stage", "-2"]),
     (WORKER, ["--coordinator", "127.0.0.1:1", "--kv-memory", "lots"], ["--kv-memory", "lots"]),
     (WORKER, ["--coordinator", "127.0.0.1:1", "--isa", "sse9"], ["--isa", "sse9"]),
+    (WORKER, ["--coordinator", "127.0.0.1:1", "--tensor-parallel", "0"], ["--tensor-parallel", "0"]),
 ])
 def test_wrong_flags(program, args, said):
     assert_refused(*harness.run_program(program, *args), 2, said)

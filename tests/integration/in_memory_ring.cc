@@ -78,8 +78,8 @@ void InMemoryRing::MakeStage(size_t index) {
   layout.num_layers = options_.layers[index];
   layout.first = index == 0;
   layout.last = index + 1 == stages_.size();
-  auto model =
-      StageModel::Create(*file_, shape_, *backend_, {layout, options_.max_rows, shape_.context_tokens});
+  auto model = StageModel::Create(*file_, shape_, {backend_.get()},
+                                  {layout, options_.max_rows, shape_.context_tokens});
   MILLRACE_CHECK(model.ok());
   stage.model = *std::move(model);
   auto cache = KvCache::Create(

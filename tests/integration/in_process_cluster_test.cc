@@ -221,8 +221,8 @@ TEST_F(InProcessClusterTest, RunsTheStagesThatTheFactoryMakes) {
   Start({3, 2});
   for (int i = 0; i < 2; ++i) {
     TestWorker::Options options = WorkerOptions();
-    options.make_stage = [](const GgufFile&, const HyperParameters& shape, const kernels::Backend&,
-                            const StageModelOptions&) {
+    options.make_stage = [](const GgufFile&, const HyperParameters& shape,
+                            absl::Span<const kernels::Backend* const>, const StageModelOptions&) {
       return absl::StatusOr<std::unique_ptr<StageCompute>>(
           std::make_unique<ConstantStage>(shape.hidden_size));
     };

@@ -49,9 +49,9 @@ absl::StatusOr<std::vector<std::unique_ptr<kernels::Backend>>> MakeStageBackends
   }
   const absl::Span<const int> own = PartOfCores(cores, choice.sharer, choice.sharers);
   // A container may have less time than cores.
-  const size_t most = std::max<size_t>(1, CpuTimeLimit() / options.shards);
+  const size_t most = std::max<size_t>(1, CpuTimeLimit() / static_cast<size_t>(options.shards));
   std::vector<std::unique_ptr<kernels::Backend>> backends;
-  for (uint32_t shard = 0; shard < options.shards; ++shard) {
+  for (int64_t shard = 0; shard < options.shards; ++shard) {
     const absl::Span<const int> part = PartOfCores(own, shard, options.shards);
     kernels::CpuBackendOptions cpu;
     cpu.isa = options.isa;

@@ -24,7 +24,7 @@ struct StageBackendOptions {
   std::string isa = "auto";
   int64_t threads = 0;  // of each shard; 0: as many as the worker's share of the cores allows
   bool pin_threads = false;
-  uint32_t shards = 1;
+  int64_t shards = 1;  // tensor-parallel
 };
 
 // What the coordinator said.

@@ -14,6 +14,7 @@
 #include "common/status_macros.h"
 #include "common/transport/local_socket.h"
 #include "worker/control/stage_messages.h"
+#include "worker/stage/shard_layout.h"
 #include "worker/stage/stage_model.h"
 #include "worker/stage/stage_profiler.h"
 
@@ -39,6 +40,13 @@ absl::Status CheckAssign(const v1::Assign& assign, const HyperParameters& model)
   return absl::OkStatus();
 }
 
+std::vector<const kernels::Backend*> Pointers(
+    const std::vector<std::unique_ptr<kernels::Backend>>& backends) {
+  std::vector<const kernels::Backend*> pointers;
+  for (const std::unique_ptr<kernels::Backend>& backend : backends) pointers.push_back(backend.get());
+  return pointers;
+}
+
 StageHostOptions WithFactory(StageHostOptions options) {
   if (!options.make_stage) options.make_stage = StageModel::Create;
   return options;
@@ -58,6 +66,11 @@ absl::Status StageHost::OpenModel(const std::string& path) {
   fingerprint_ = file->Fingerprint();
   file_ = std::move(file);
   return absl::OkStatus();
+}
+
+absl::Status StageHost::CheckShards() const {
+  return CutShards(ReadShardShape(*file_, hyper_parameters_), static_cast<uint32_t>(options_.backends.shards))
+      .status();
 }
 
 // What was loaded for other backends goes with them.
@@ -86,7 +99,7 @@ absl::StatusOr<WorkerProfile> StageHost::Measure(const v1::Measure& measure) {
   options.context_tokens = measure.context_tokens();
   options.block_tokens = measure.block_tokens();
   options.kv_type = choice.numeric.kv;
-  return MeasureProfile(*file_, hyper_parameters_, *backends_.front(), options);
+  return MeasureProfile(*file_, hyper_parameters_, Pointers(backends_), options);
 }
 
 absl::Status StageHost::LoadLayers(const v1::Assign& assign) {
@@ -101,13 +114,35 @@ absl::Status StageHost::LoadLayers(const v1::Assign& assign) {
                     assign.max_context_tokens() == context_tokens_;
   if (same) return absl::OkStatus();
   stage_.reset();
-  ASSIGN_OR_RETURN(stage_, options_.make_stage(*file_, hyper_parameters_, *backends_.front(),
+  ASSIGN_OR_RETURN(stage_, options_.make_stage(*file_, hyper_parameters_, Pointers(backends_),
                                                {layout, assign.max_rows(), assign.max_context_tokens(),
                                                 options_.on_progress}));
   layout_ = layout;
   max_rows_ = assign.max_rows();
   context_tokens_ = assign.max_context_tokens();
   return absl::OkStatus();
+}
+
+KvCache::Shape StageHost::CacheShape(uint32_t blocks) const {
+  KvCache::Shape shape;
+  shape.num_layers = assign_.num_layers();
+  shape.num_blocks = blocks;
+  shape.block_tokens = assign_.block_tokens();
+  shape.kv_heads = hyper_parameters_.num_kv_heads;
+  shape.head_size = hyper_parameters_.head_size;
+  shape.type = choice_.numeric.kv;
+  for (const ShardUse& use : stage_->shards()) shape.shard_kv_heads.push_back(use.kv_heads);
+  return shape;
+}
+
+void StageHost::FillShards(v1::Loaded* loaded) const {
+  for (const ShardUse& use : stage_->shards()) {
+    v1::ShardMemory* shard = loaded->add_shards();
+    shard->set_weight_bytes(use.weight_bytes);
+    shard->set_activation_bytes(use.activation_bytes);
+    shard->set_kv_bytes_per_block(loaded->kv_bytes_per_block() / hyper_parameters_.num_kv_heads *
+                                  use.kv_heads);
+  }
 }
 
 absl::StatusOr<v1::Loaded> StageHost::Assign(const v1::Assign& assign) {
@@ -117,10 +152,7 @@ absl::StatusOr<v1::Loaded> StageHost::Assign(const v1::Assign& assign) {
   RETURN_IF_ERROR(ChooseBackends(choice));
   assign_ = assign;
   RETURN_IF_ERROR(LoadLayers(assign));
-  const KvCache::Shape shape{assign.num_layers(),         1,
-                             assign.block_tokens(),       hyper_parameters_.num_kv_heads,
-                             hyper_parameters_.head_size, choice.numeric.kv};
-  const uint64_t block_bytes = shape.BytesPerBlock();
+  const uint64_t block_bytes = CacheShape(1).BytesPerBlock();
   // The residual streams that wait, or are being sent, while one is computed.
   const uint64_t payload_bytes = uint64_t{assign.max_rows()} * hyper_parameters_.hidden_size * sizeof(float);
   const uint64_t transit_bytes = (assign.max_in_flight() - 1) * payload_bytes;
@@ -149,6 +181,7 @@ absl::StatusOr<v1::Loaded> StageHost::Assign(const v1::Assign& assign) {
   loaded.set_activation_bytes(stage_->activation_bytes() + transit_bytes);
   loaded.set_kv_blocks(static_cast<uint32_t>(blocks));
   loaded.set_kv_bytes_per_block(block_bytes);
+  FillShards(&loaded);
   loaded.set_model_fingerprint(fingerprint_);
   loaded.set_threads(static_cast<uint32_t>(backends_.front()->threads()));
   return loaded;
@@ -225,10 +258,7 @@ absl::Status StageHost::Activate(const v1::Activate& activate) {
   if (activate.epoch() != assign_.epoch() || inbox_ == nullptr || compute_.joinable()) {
     return absl::FailedPreconditionError(absl::StrCat("epoch ", activate.epoch(), " was not assigned"));
   }
-  const KvCache::Shape shape{assign_.num_layers(),        activate.kv_blocks(),
-                             assign_.block_tokens(),      hyper_parameters_.num_kv_heads,
-                             hyper_parameters_.head_size, choice_.numeric.kv};
-  ASSIGN_OR_RETURN(cache_, KvCache::Create(shape));
+  ASSIGN_OR_RETURN(cache_, KvCache::Create(CacheShape(activate.kv_blocks())));
   RETURN_IF_ERROR(ConnectNext());
   StartComputing(activate.kv_blocks());
   return absl::OkStatus();

@@ -48,6 +48,9 @@ class StageHost {
 
   // Opens the model file. Errors as GgufFile::Open and ReadHyperParameters.
   absl::Status OpenModel(const std::string& path);
+  // INVALID_ARGUMENT: the model cannot be cut into as many shards as there are backends. REQUIRES:
+  // has_model().
+  absl::Status CheckShards() const;
   bool has_model() const { return file_ != nullptr; }
   const std::string& fingerprint() const { return fingerprint_; }
 
@@ -75,6 +78,8 @@ class StageHost {
 
  private:
   absl::Status ChooseBackends(const StageBackendChoice& choice);
+  KvCache::Shape CacheShape(uint32_t blocks) const;
+  void FillShards(v1::Loaded* loaded) const;
   absl::Status LoadLayers(const v1::Assign& assign);
   absl::Status ConnectNext();
   bool ConnectLocally();

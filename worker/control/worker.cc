@@ -10,6 +10,7 @@
 #include <thread>
 #include <utility>
 #include <variant>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
@@ -25,6 +26,7 @@
 #include "grpcpp/grpcpp.h"
 #include "worker/control/coordinator_session.h"
 #include "worker/control/stage_host.h"
+#include "worker/stage/shard_layout.h"
 
 namespace millrace {
 namespace {
@@ -108,7 +110,7 @@ Worker::~Worker() {
 
 absl::Status Worker::Prepare() {
   RaiseFileLimit();
-  WarnIfConfined(1);
+  WarnIfConfined(static_cast<int>(options_.backends.shards));
   secret_ = options_.join_secret;
   if (!options_.join_secret_file.empty()) {
     ASSIGN_OR_RETURN(secret_, ReadSecretFile(options_.join_secret_file));
@@ -139,7 +141,9 @@ absl::Status Worker::Prepare() {
     session_->Send(std::move(message));
   };
   host_ = std::make_unique<StageHost>(std::move(host));
-  if (!options_.model.empty()) RETURN_IF_ERROR(host_->OpenModel(options_.model));
+  if (options_.model.empty()) return absl::OkStatus();
+  RETURN_IF_ERROR(host_->OpenModel(options_.model));
+  RETURN_IF_ERROR(host_->CheckShards());
   return absl::OkStatus();
 }
 
@@ -270,6 +274,7 @@ absl::Status Worker::OnWelcome(const v1::Welcome& welcome) {
           welcome.model_path(), " on this host is another model than the coordinator's: fingerprint ",
           host_->fingerprint(), ", expected ", welcome.model_fingerprint()));
     }
+    RETURN_IF_ERROR(host_->CheckShards());
   }
   LogInfo("joined ", options_.coordinator, " as worker ", welcome.worker_id());
   StartHeartbeats(absl::Milliseconds(std::max(welcome.heartbeat_millis(), 10u)));
@@ -392,6 +397,8 @@ absl::Status Worker::Run() {
 void WorkerFlags::DeclareLocal(OptionSet& set) {
   set.AddString("isa", &options.backends.isa, "NAME",
                 "instruction set of the kernels: auto, portable, avx2, avx512, avx512vnni");
+  set.AddInt("tensor-parallel", &options.backends.shards, 1, kMaxSegments,
+             "cut this worker's stage into so many shards, each with threads of its own");
   set.AddInt("threads", &options.backends.threads, 0, kMaxThreads,
              "threads that share each op; 0: the cores this worker may use, divided by the workers of this "
              "machine that may use them too");

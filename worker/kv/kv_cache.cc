@@ -5,8 +5,11 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <limits>
 #include <optional>
+#include <utility>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
@@ -42,6 +45,15 @@ absl::Status CheckShape(const KvCache::Shape& shape) {
                                                    " tokens a block; must be a multiple of ",
                                                    kernels::kKeyGroupTokens));
   }
+  uint64_t heads = 0;
+  for (uint32_t of_shard : shape.shard_kv_heads) {
+    if (of_shard == 0) return absl::InvalidArgumentError("KV cache: a shard without KV heads");
+    heads += of_shard;
+  }
+  if (!shape.shard_kv_heads.empty() && heads != shape.kv_heads) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("KV cache: shards with ", heads, " KV heads together, of ", shape.kv_heads));
+  }
   return absl::OkStatus();
 }
 
@@ -59,19 +71,30 @@ kernels::KvType KernelType(KvType type) {
 
 }  // namespace
 
-std::optional<KvCache::Regions> KvCache::RegionsOf(const Shape& shape) {
+std::optional<std::vector<KvCache::Regions>> KvCache::RegionsOf(const Shape& shape) {
   constexpr uint64_t kCacheLine = 64;
   const uint64_t element_bytes = kernels::KvElementBytes(KernelType(shape.type));
-  const std::optional<uint64_t> positions = Product({shape.num_blocks, shape.block_tokens, shape.kv_heads});
-  if (!positions.has_value()) return std::nullopt;
-  const std::optional<uint64_t> elements = Product({*positions, shape.head_size, element_bytes});
-  const std::optional<uint64_t> scales = Product({*positions, shape.type == KvType::kI8 ? sizeof(float) : 0});
-  if (!elements.has_value() || !scales.has_value() || *elements > MachineMemoryBytes() ||
-      *scales > MachineMemoryBytes()) {
-    return std::nullopt;
+  std::vector<uint32_t> shards = shape.shard_kv_heads;
+  if (shards.empty()) shards.push_back(shape.kv_heads);
+  std::vector<Regions> all;
+  uint64_t begin = 0;
+  for (uint32_t kv_heads : shards) {
+    const std::optional<uint64_t> positions = Product({shape.num_blocks, shape.block_tokens, kv_heads});
+    if (!positions.has_value()) return std::nullopt;
+    const std::optional<uint64_t> elements = Product({*positions, shape.head_size, element_bytes});
+    const std::optional<uint64_t> scales =
+        Product({*positions, shape.type == KvType::kI8 ? sizeof(float) : 0});
+    if (!elements.has_value() || !scales.has_value() || *elements > MachineMemoryBytes() ||
+        *scales > MachineMemoryBytes()) {
+      return std::nullopt;
+    }
+    // Blocks are of whole groups of 16 positions, so scales fill whole cache lines.
+    all.push_back({kv_heads, (*elements + kCacheLine - 1) / kCacheLine * kCacheLine, *scales, begin});
+    const std::optional<uint64_t> bytes = Product({all.back().layer(), shape.num_layers});
+    if (!bytes.has_value() || *bytes > MachineMemoryBytes()) return std::nullopt;
+    begin += *bytes;
   }
-  // Blocks are of whole groups of 16 positions, so scales fill whole cache lines.
-  return Regions{(*elements + kCacheLine - 1) / kCacheLine * kCacheLine, *scales};
+  return all;
 }
 
 uint64_t KvCache::Shape::BytesPerBlock() const {
@@ -81,9 +104,9 @@ uint64_t KvCache::Shape::BytesPerBlock() const {
 
 absl::StatusOr<std::unique_ptr<KvCache>> KvCache::Create(const Shape& shape) {
   if (absl::Status status = CheckShape(shape); !status.ok()) return status;
-  const std::optional<Regions> regions = RegionsOf(shape);
-  const std::optional<uint64_t> bytes =
-      regions.has_value() ? Product({regions->layer(), shape.num_layers}) : std::nullopt;
+  std::optional<std::vector<Regions>> regions = RegionsOf(shape);
+  std::optional<uint64_t> bytes;
+  if (regions.has_value()) bytes = regions->back().begin + regions->back().layer() * shape.num_layers;
   if (!bytes.has_value() || *bytes > MachineMemoryBytes()) {
     return absl::ResourceExhaustedError(absl::StrCat("KV cache: ", shape.num_blocks, " blocks of ",
                                                      shape.BytesPerBlock(), " bytes; this machine has ",
@@ -96,28 +119,38 @@ absl::StatusOr<std::unique_ptr<KvCache>> KvCache::Create(const Shape& shape) {
     return absl::ResourceExhaustedError(
         absl::StrCat("KV cache: cannot reserve ", *bytes, " bytes: ", strerror(error), "; use fewer blocks"));
   }
-  return std::unique_ptr<KvCache>(new KvCache(shape, *regions, static_cast<uint8_t*>(memory)));
+  return std::unique_ptr<KvCache>(new KvCache(shape, *std::move(regions), static_cast<uint8_t*>(memory)));
 }
 
-KvCache::KvCache(const Shape& shape, const Regions& regions, uint8_t* memory)
-    : shape_(shape), regions_(regions), memory_(memory) {}
+KvCache::KvCache(const Shape& shape, std::vector<Regions> regions, uint8_t* memory)
+    : shape_(shape), regions_(std::move(regions)), memory_(memory) {}
 
 KvCache::~KvCache() {
-  munmap(memory_, regions_.layer() * shape_.num_layers);
+  munmap(memory_, bytes());
 }
 
-kernels::PagedKv KvCache::Layer(uint32_t layer) const {
-  MILLRACE_CHECK(layer < shape_.num_layers);
+uint64_t KvCache::bytes() const {
+  return regions_.back().begin + regions_.back().layer() * shape_.num_layers;
+}
+
+uint64_t KvCache::ShardBytes(uint32_t shard) const {
+  MILLRACE_CHECK(shard < regions_.size());
+  return regions_[shard].layer() * shape_.num_layers;
+}
+
+kernels::PagedKv KvCache::Layer(uint32_t layer, uint32_t shard) const {
+  MILLRACE_CHECK(layer < shape_.num_layers && shard < regions_.size());
+  const Regions& regions = regions_[shard];
   kernels::PagedKv kv;
-  kv.key_blocks = memory_ + regions_.layer() * layer;
-  kv.value_blocks = kv.key_blocks + regions_.layer() / 2;
+  kv.key_blocks = memory_ + regions.begin + regions.layer() * layer;
+  kv.value_blocks = kv.key_blocks + regions.layer() / 2;
   if (shape_.type == KvType::kI8) {
-    kv.key_scales = reinterpret_cast<float*>(kv.key_blocks + regions_.elements);
-    kv.value_scales = reinterpret_cast<float*>(kv.value_blocks + regions_.elements);
+    kv.key_scales = reinterpret_cast<float*>(kv.key_blocks + regions.elements);
+    kv.value_scales = reinterpret_cast<float*>(kv.value_blocks + regions.elements);
   }
   kv.type = KernelType(shape_.type);
   kv.block_tokens = shape_.block_tokens;
-  kv.kv_heads = shape_.kv_heads;
+  kv.kv_heads = regions.kv_heads;
   kv.head_size = shape_.head_size;
   return kv;
 }

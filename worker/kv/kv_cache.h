@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <vector>
 #include <optional>
 
 #include "absl/status/statusor.h"
@@ -24,34 +25,42 @@ class KvCache {
     uint32_t kv_heads = 0;
     uint32_t head_size = 0;
     KvType type = KvType::kF32;
+    // Of each tensor-parallel shard, `kv_heads` together, none 0; empty: one shard has them all.
+    std::vector<uint32_t> shard_kv_heads = {};
     // 2 x layers x block tokens x kv heads x KvHeadBytes; the largest number if it does not fit.
     uint64_t BytesPerBlock() const;
   };
-  // INVALID_ARGUMENT: a count of 0, or block_tokens not a multiple of kernels::kKeyGroupTokens.
+  // INVALID_ARGUMENT: a count of 0, block_tokens not a multiple of kernels::kKeyGroupTokens, or
+  // shards that do not have the KV heads together.
   // RESOURCE_EXHAUSTED: the memory is not to be had (more than the machine has, or than may be reserved).
   static absl::StatusOr<std::unique_ptr<KvCache>> Create(const Shape& shape);
   ~KvCache();
   KvCache(const KvCache&) = delete;
   KvCache& operator=(const KvCache&) = delete;
 
-  // The blocks of one of this stage's layers, `layer` counted from the stage's first. REQUIRES: layer <
-  // num_layers.
-  kernels::PagedKv Layer(uint32_t layer) const;
+  // A shard's blocks of one of this stage's layers, `layer` counted from the stage's first. Each shard's
+  // memory is a region of its own. REQUIRES: layer < num_layers, shard is one of the shards.
+  kernels::PagedKv Layer(uint32_t layer, uint32_t shard = 0) const;
+  uint64_t ShardBytes(uint32_t shard) const;
   const Shape& shape() const { return shape_; }
 
  private:
-  // Of one layer: all key blocks, their scales, all value blocks, their scales, so that attention walks dense
-  // regions. Bytes; each begins on a cache line.
+  // Of one layer of one shard: all key blocks, their scales, all value blocks, their scales, so that attention
+  // walks dense regions. Bytes; each begins on a cache line.
   struct Regions {
+    uint64_t kv_heads = 0;
     uint64_t elements = 0;  // of the keys, or of the values
     uint64_t scales = 0;
+    uint64_t begin = 0;  // of the shard's first layer; its others follow
     uint64_t layer() const { return 2 * (elements + scales); }
   };
-  static std::optional<Regions> RegionsOf(const Shape& shape);  // nothing if no machine has so much
+  // By shard; nothing if no machine has so much.
+  static std::optional<std::vector<Regions>> RegionsOf(const Shape& shape);
 
-  KvCache(const Shape& shape, const Regions& regions, uint8_t* memory);
+  KvCache(const Shape& shape, std::vector<Regions> regions, uint8_t* memory);
+  uint64_t bytes() const;
   const Shape shape_;
-  const Regions regions_;
+  const std::vector<Regions> regions_;
   uint8_t* const memory_;
 };
 

@@ -1,4 +1,4 @@
-// The working memory of one microbatch in one stage.
+// The working memory of one microbatch in one shard of a stage.
 #pragma once
 
 #include <cstdint>
@@ -8,12 +8,14 @@
 #include "kernels/backend.h"
 #include "model/hyper_parameters.h"
 #include "worker/stage/float_buffer.h"
+#include "worker/stage/shard_layout.h"
 #include "worker/stage/stage_batch.h"
 #include "worker/stage/stage_layout.h"
 
 namespace millrace {
 
-// Row-major; the first batch.rows() rows are in use. Thread: compute.
+// Row-major; the first batch.rows() rows are in use. Heads and FFN columns are the shard's. Thread: the
+// shard's.
 struct Activations {
   float* residual = nullptr;        // [rows, hidden], the residual stream, never rounded; not owned
   FloatBuffer normed;               // [max_rows, hidden]
@@ -23,6 +25,7 @@ struct Activations {
   FloatBuffer attended;             // [max_rows, heads, head_size]
   FloatBuffer gate;                 // [max_rows, ffn]
   FloatBuffer up;                   // [max_rows, ffn]
+  FloatBuffer prepared;             // the input of the matrix products that come next
   FloatBuffer scratch;              // of whichever kernel is running
   std::vector<uint32_t> token_ids;  // [max_rows]
   std::vector<uint32_t> positions;  // [max_rows]
@@ -30,8 +33,12 @@ struct Activations {
   std::vector<kernels::KvSegment> segments;
 
   // RESOURCE_EXHAUSTED: not enough memory.
+  struct Sizes {
+    ShardSlice slice;
+    uint32_t max_rows = 0;
+  };
   static absl::StatusOr<Activations> Allocate(const HyperParameters& hyper_parameters,
-                                              const kernels::Backend& backend, uint32_t max_rows);
+                                              const kernels::Backend& backend, const Sizes& sizes);
 
   // Token ids, positions and segments of the rows, and where their residual stream is. `batch` stays until
   // the next call. REQUIRES: batch.rows() <= max_rows, no segment empty.

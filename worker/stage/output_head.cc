@@ -21,20 +21,15 @@ std::optional<TokenId> NextPromptId(const StageSegment& segment, size_t i) {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<OutputHead>> OutputHead::Create(const HyperParameters& hyper_parameters,
-                                                               const StageWeights& weights,
-                                                               const kernels::Backend& backend) {
-  const HyperParameters& h = hyper_parameters;
-  std::unique_ptr<OutputHead> head(new OutputHead(h, weights, backend));
-  ASSIGN_OR_RETURN(head->normed_, FloatBuffer::Allocate("output norm", {kMaxLogitRows, h.hidden_size}));
-  ASSIGN_OR_RETURN(head->logits_, FloatBuffer::Allocate("logits", {kMaxLogitRows, h.vocabulary_size}));
-  ASSIGN_OR_RETURN(head->scratch_,
-                   FloatBuffer::Allocate("output matrix scratch",
-                                         {backend.MatMulScratchFloats(kMaxLogitRows, h.hidden_size)}));
+                                                               StageShards& shards) {
+  std::unique_ptr<OutputHead> head(new OutputHead(hyper_parameters, shards));
+  ASSIGN_OR_RETURN(head->logits_,
+                   FloatBuffer::Allocate("logits", {kMaxLogitRows, hyper_parameters.vocabulary_size}));
   return head;
 }
 
 uint64_t OutputHead::bytes() const {
-  return sampler_.scratch_bytes() + normed_.bytes() + logits_.bytes() + scratch_.bytes();
+  return sampler_.scratch_bytes() + logits_.bytes();
 }
 
 std::vector<SequenceResult> OutputHead::Sample(const StageBatch& batch, absl::Span<const float> residual) {
@@ -85,27 +80,8 @@ std::vector<OutputHead::Wanted> OutputHead::FindWanted(const StageBatch& batch,
 absl::Span<const float> OutputHead::Logits(absl::Span<const uint32_t> rows,
                                            absl::Span<const float> residual) {
   MILLRACE_CHECK(rows.size() <= kMaxLogitRows);
-  kernels::RmsNormArgs norm;
-  norm.weight = weights_.output_norm.data();
-  norm.rows = 1;
-  norm.columns = shape_.hidden_size;
-  norm.epsilon = shape_.rms_epsilon;
-  for (size_t i = 0; i < rows.size(); ++i) {
-    MILLRACE_CHECK((uint64_t{rows[i]} + 1) * shape_.hidden_size <= residual.size());
-    norm.x = residual.data() + size_t{rows[i]} * shape_.hidden_size;
-    norm.out = normed_.data() + i * shape_.hidden_size;
-    backend_.RmsNorm(norm);
-  }
-  kernels::MatMulArgs product;
-  kernels::PrepareInputArgs prepare;
-  prepare.x = normed_.data();
-  prepare.rows = rows.size();
-  prepare.columns = shape_.hidden_size;
-  product.x = backend_.PrepareInput(prepare);
-  product.weights = weights_.output;
-  product.out = logits_.data();
-  product.scratch = scratch_.data();
-  backend_.MatMul(product);
+  for (uint32_t row : rows) MILLRACE_CHECK((uint64_t{row} + 1) * shape_.hidden_size <= residual.size());
+  shards_.Logits(rows, residual.data(), logits_.data());
   return absl::MakeConstSpan(logits_.data(), rows.size() * shape_.vocabulary_size);
 }
 

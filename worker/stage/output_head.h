@@ -9,12 +9,11 @@
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "common/generation.h"
-#include "kernels/backend.h"
 #include "model/hyper_parameters.h"
 #include "worker/stage/float_buffer.h"
 #include "worker/stage/sampler.h"
 #include "worker/stage/stage_batch.h"
-#include "worker/stage/stage_weights.h"
+#include "worker/stage/stage_shards.h"
 
 namespace millrace {
 
@@ -27,14 +26,13 @@ class OutputHead {
 
   // RESOURCE_EXHAUSTED: not enough memory.
   static absl::StatusOr<std::unique_ptr<OutputHead>> Create(const HyperParameters& hyper_parameters,
-                                                            const StageWeights& weights,
-                                                            const kernels::Backend& backend);
+                                                            StageShards& shards);
 
   // `residual` is [batch.rows(), hidden]. As StageModel::Sample.
   std::vector<SequenceResult> Sample(const StageBatch& batch, absl::Span<const float> residual);
 
   // [rows.size(), vocabulary], for rows of `residual`; valid until the next call of either function.
-  // REQUIRES: rows.size() <= kMaxLogitRows.
+  // REQUIRES: rows.size() <= kMaxLogitRows, and no more than a batch has.
   absl::Span<const float> Logits(absl::Span<const uint32_t> rows, absl::Span<const float> residual);
 
   uint64_t bytes() const;
@@ -49,24 +47,17 @@ class OutputHead {
     bool sample = false;
   };
 
-  OutputHead(const HyperParameters& hyper_parameters, const StageWeights& weights,
-             const kernels::Backend& backend)
-      : shape_(hyper_parameters),
-        weights_(weights),
-        backend_(backend),
-        sampler_(hyper_parameters.vocabulary_size) {}
+  OutputHead(const HyperParameters& hyper_parameters, StageShards& shards)
+      : shape_(hyper_parameters), shards_(shards), sampler_(hyper_parameters.vocabulary_size) {}
 
   static std::vector<SequenceResult> EmptyResults(const StageBatch& batch);
   static std::vector<Wanted> FindWanted(const StageBatch& batch, std::vector<SequenceResult>& results);
   void Answer(const Wanted& wanted, absl::Span<const float> logits);
 
   const HyperParameters& shape_;
-  const StageWeights& weights_;
-  const kernels::Backend& backend_;
+  StageShards& shards_;
   Sampler sampler_;
-  FloatBuffer normed_;   // [kMaxLogitRows, hidden]
-  FloatBuffer logits_;   // [kMaxLogitRows, vocabulary]
-  FloatBuffer scratch_;  // of the matrix product
+  FloatBuffer logits_;  // [kMaxLogitRows, vocabulary]
 };
 
 }  // namespace millrace

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "absl/types/span.h"
 #include "common/buffer_pool.h"
 #include "common/generation.h"
 #include "kernels/backend.h"
@@ -22,7 +23,14 @@ struct StageModelOptions {
   StageLayout layout;
   uint32_t max_rows = 0;                                                  // of one microbatch
   uint32_t context_tokens = 0;                                            // no position is beyond
-  std::function<void(uint64_t done, uint64_t total)> progress = nullptr;  // of bytes read; may be empty
+  std::function<void(uint64_t done, uint64_t total)> progress = nullptr;  // of bytes loaded; may be empty
+};
+
+// What one tensor-parallel shard of a stage holds.
+struct ShardUse {
+  uint32_t kv_heads = 0;
+  uint64_t weight_bytes = 0;      // packed, or of the file and read in use
+  uint64_t activation_bytes = 0;  // of its own
 };
 
 // StageModel, unless a benchmark puts something in its place. Thread: compute, but for the sizes.
@@ -34,7 +42,8 @@ class StageCompute {
   // `input` from the moment it was received until it has been sent on. `input` is null on the first stage,
   // which takes a buffer of its own pool. The result holds exactly rows x hidden floats. REQUIRES:
   // CheckBatch(batch, limits) was OK with limits no larger than this object's and the cache's sizes; input
-  // has exactly that size and no other user; the cache has this stage's layers, KV heads and head size. (A
+  // has exactly that size and no other user; the cache has this stage's layers, head size, KV heads
+  // and its shards' KV heads. (A
   // CHECK guards each but the first.)
   virtual std::shared_ptr<PooledBuffer> Run(const StageBatch& batch, std::shared_ptr<PooledBuffer> input,
                                             KvCache& cache) = 0;
@@ -43,15 +52,22 @@ class StageCompute {
   // segment that asks for a token or prompt log probabilities, in order. REQUIRES: layout.last.
   virtual std::vector<SequenceResult> Sample(const StageBatch& batch, const PooledBuffer& residual) = 0;
 
-  // Bytes of the file that this stage reads: every tensor it needs, once. Thread: any.
+  // Bytes of all weights, of all shards: what was packed, and what stays in the file and is read, once.
+  // Thread: any.
   virtual uint64_t weight_bytes() const = 0;
   // Bytes of all that one microbatch works in, its residual stream included. Thread: any.
   virtual uint64_t activation_bytes() const = 0;
+  // By shard; empty: what it is does not matter, and the cache has one shard. Thread: any.
+  virtual std::vector<ShardUse> shards() const { return {}; }
+  // Time that the calling shard has spent waiting for the others and adding what they computed, since it was
+  // made. Thread: any.
+  virtual int64_t collective_ns() const { return 0; }
 };
 
-// The file and the backend outlive what is made. Errors as StageModel::Create.
+// One backend for each tensor-parallel shard; they and the file outlive what is made. Errors as
+// StageModel::Create.
 using StageComputeFactory = std::function<absl::StatusOr<std::unique_ptr<StageCompute>>(
-    const GgufFile& file, const HyperParameters& hyper_parameters, const kernels::Backend& backend,
-    const StageModelOptions& options)>;
+    const GgufFile& file, const HyperParameters& hyper_parameters,
+    absl::Span<const kernels::Backend* const> backends, const StageModelOptions& options)>;
 
 }  // namespace millrace

@@ -7,11 +7,8 @@
 #include "absl/strings/str_cat.h"
 #include "common/check.h"
 #include "common/status_macros.h"
-#include "worker/stage/activations.h"
 #include "worker/stage/output_head.h"
-#include "worker/stage/rope_table.h"
-#include "worker/stage/stage_weights.h"
-#include "worker/stage/transformer_layer.h"
+#include "worker/stage/stage_shards.h"
 
 namespace millrace {
 namespace {
@@ -50,52 +47,59 @@ absl::Status CheckSizes(uint32_t max_rows, uint32_t context_tokens, const HyperP
 struct StageModel::Impl {
   HyperParameters hyper_parameters;
   StageLayout layout;
-  const kernels::Backend& backend;
+  uint32_t max_rows;
   uint32_t context_tokens;
-  StageWeights weights;
-  FloatBuffer rope_table;
-  Activations activations;
+  std::unique_ptr<StageShards> shards;
+  std::vector<uint32_t> shard_kv_heads;
   std::unique_ptr<OutputHead> output_head;  // last stage only
   BufferPool residuals;                     // first stage only
 
   size_t ResidualBytes(uint64_t rows) const { return rows * hyper_parameters.hidden_size * sizeof(float); }
-  void Embed(size_t rows);
+  void CheckCache(const KvCache& cache) const;
 };
 
-absl::StatusOr<std::unique_ptr<StageModel>> StageModel::Create(const GgufFile& file,
-                                                               const HyperParameters& hyper_parameters,
-                                                               const kernels::Backend& backend,
-                                                               const StageModelOptions& options) {
+absl::StatusOr<std::unique_ptr<StageModel>> StageModel::Create(
+    const GgufFile& file, const HyperParameters& hyper_parameters,
+    absl::Span<const kernels::Backend* const> backends, const StageModelOptions& options) {
   const StageLayout& layout = options.layout;
-  const uint32_t context_tokens = options.context_tokens;
   RETURN_IF_ERROR(CheckLayout(layout, hyper_parameters));
-  RETURN_IF_ERROR(CheckSizes(options.max_rows, context_tokens, hyper_parameters));
-  std::unique_ptr<Impl> impl(new Impl{
-      hyper_parameters, layout, backend, context_tokens, {}, {}, {}, {}, BufferPool(kIdleResiduals)});
-  impl->weights = ViewStageWeights(file, layout);
-  ASSIGN_OR_RETURN(impl->rope_table,
-                   MakeRopeTable(hyper_parameters, impl->weights.rope_freqs, context_tokens));
-  ASSIGN_OR_RETURN(impl->activations, Activations::Allocate(hyper_parameters, backend, options.max_rows));
+  RETURN_IF_ERROR(CheckSizes(options.max_rows, options.context_tokens, hyper_parameters));
+  std::unique_ptr<Impl> impl(new Impl{hyper_parameters,
+                                      layout,
+                                      options.max_rows,
+                                      options.context_tokens,
+                                      {},
+                                      {},
+                                      {},
+                                      BufferPool(kIdleResiduals)});
+  ASSIGN_OR_RETURN(impl->shards, StageShards::Create(file, impl->hyper_parameters, backends, options));
+  for (const ShardUse& use : impl->shards->uses()) impl->shard_kv_heads.push_back(use.kv_heads);
   if (layout.last) {
-    ASSIGN_OR_RETURN(impl->output_head, OutputHead::Create(impl->hyper_parameters, impl->weights, backend));
+    ASSIGN_OR_RETURN(impl->output_head, OutputHead::Create(impl->hyper_parameters, *impl->shards));
   }
   if (layout.first) {
     // Touches the pages, so that the first microbatch does not.
     const std::shared_ptr<PooledBuffer> residual = impl->residuals.Get(impl->ResidualBytes(options.max_rows));
     std::memset(residual->data, 0, residual->size);
   }
-  PageIn(impl->weights, options.progress);
   return std::unique_ptr<StageModel>(new StageModel(std::move(impl)));
 }
 
 StageModel::StageModel(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 StageModel::~StageModel() = default;
 
+void StageModel::Impl::CheckCache(const KvCache& cache) const {
+  const KvCache::Shape& shape = cache.shape();
+  MILLRACE_CHECK(shape.num_layers == layout.num_layers);
+  MILLRACE_CHECK(shape.kv_heads == hyper_parameters.num_kv_heads &&
+                 shape.head_size == hyper_parameters.head_size);
+  MILLRACE_CHECK(shape.shard_kv_heads == shard_kv_heads ||
+                 (shape.shard_kv_heads.empty() && shard_kv_heads.size() == 1));
+}
+
 std::shared_ptr<PooledBuffer> StageModel::Run(const StageBatch& batch, std::shared_ptr<PooledBuffer> input,
                                               KvCache& cache) {
-  const HyperParameters& shape = impl_->hyper_parameters;
-  MILLRACE_CHECK(cache.shape().num_layers == impl_->layout.num_layers);
-  MILLRACE_CHECK(cache.shape().kv_heads == shape.num_kv_heads && cache.shape().head_size == shape.head_size);
+  impl_->CheckCache(cache);
   for (const StageSegment& segment : batch.segments) {
     MILLRACE_CHECK(segment.first_position + segment.token_ids.size() <= impl_->context_tokens);
   }
@@ -104,23 +108,9 @@ std::shared_ptr<PooledBuffer> StageModel::Run(const StageBatch& batch, std::shar
   MILLRACE_CHECK((residual == nullptr) == impl_->layout.first);
   if (impl_->layout.first) residual = impl_->residuals.Get(impl_->ResidualBytes(rows));
   MILLRACE_CHECK(residual->size == impl_->ResidualBytes(rows));
-  impl_->activations.Enter(batch, residual->floats());
-  if (impl_->layout.first) impl_->Embed(rows);
-  TransformerLayer layer(shape, impl_->rope_table, impl_->backend, impl_->activations);
-  for (uint32_t i = 0; i < impl_->layout.num_layers; ++i) {
-    layer.Run(impl_->weights.layers[i], cache.Layer(i), batch);
-  }
-  impl_->activations.residual = nullptr;
+  if (impl_->layout.first) impl_->shards->Embed(batch, residual->floats());
+  impl_->shards->RunLayers({0, impl_->layout.num_layers, 0}, batch, residual->floats(), cache);
   return residual;
-}
-
-void StageModel::Impl::Embed(size_t rows) {
-  kernels::EmbedArgs embed;
-  embed.ids = activations.token_ids.data();
-  embed.rows = rows;
-  embed.table = weights.token_embedding;
-  embed.out = activations.residual;
-  backend.Embed(embed);
 }
 
 std::vector<SequenceResult> StageModel::Sample(const StageBatch& batch, const PooledBuffer& residual) {
@@ -134,14 +124,24 @@ absl::Span<const float> StageModel::Logits(uint32_t row, const PooledBuffer& res
 }
 
 uint64_t StageModel::weight_bytes() const {
-  return impl_->weights.bytes();
+  uint64_t bytes = 0;
+  for (const ShardUse& use : impl_->shards->uses()) bytes += use.weight_bytes;
+  return bytes;
 }
 
 uint64_t StageModel::activation_bytes() const {
-  uint64_t bytes = impl_->activations.bytes() + impl_->ResidualBytes(impl_->activations.max_rows()) +
-                   impl_->rope_table.bytes() + impl_->weights.copied_bytes();
+  uint64_t bytes = impl_->shards->shared_bytes() + impl_->ResidualBytes(impl_->max_rows);
+  for (const ShardUse& use : impl_->shards->uses()) bytes += use.activation_bytes;
   if (impl_->output_head != nullptr) bytes += impl_->output_head->bytes();
   return bytes;
+}
+
+std::vector<ShardUse> StageModel::shards() const {
+  return impl_->shards->uses();
+}
+
+int64_t StageModel::collective_ns() const {
+  return impl_->shards->collective_ns();
 }
 
 }  // namespace millrace

@@ -19,19 +19,20 @@
 
 namespace millrace {
 
-// Thread: compute. All working memory is allocated by Create, but for residual streams: of these the first
-// stage keeps as many for reuse as were on their way at once, and other stages work in what they received.
+// Thread: compute, which is shard 0; the other shards have threads of their own. All working memory is
+// allocated by Create, but for residual streams: of these the first stage keeps as many for reuse as were on
+// their way at once, and other stages work in what they received.
 class StageModel final : public StageCompute {
  public:
-  // `file`, `backend` outlive this. `progress` is called now and then; weights
-  // are read once (paged in) here, so that the first microbatch does not wait for the disk.
-  // RESOURCE_EXHAUSTED: not enough memory. INVALID_ARGUMENT: a layout outside the model (no layers, too many,
-  // `first` or `last` at odds with the layers), max_rows 0, context_tokens 0 or more than the model's,
-  // rope_freqs.weight out of range.
-  static absl::StatusOr<std::unique_ptr<StageModel>> Create(const GgufFile& file,
-                                                            const HyperParameters& hyper_parameters,
-                                                            const kernels::Backend& backend,
-                                                            const StageModelOptions& options);
+  // `file` and `backends`, one for each tensor-parallel shard, outlive this. `progress` is called now and
+  // then, in the calling thread. Weights that a backend wants packed are packed here, the others read once
+  // (paged in), so that the first microbatch does not wait for the disk. RESOURCE_EXHAUSTED: not enough
+  // memory. INVALID_ARGUMENT: more shards than the model can be cut into, a layout outside the model (no
+  // layers, too many, `first` or `last` at odds with the layers), max_rows 0, context_tokens 0 or more than
+  // the model's, rope_freqs.weight out of range.
+  static absl::StatusOr<std::unique_ptr<StageModel>> Create(
+      const GgufFile& file, const HyperParameters& hyper_parameters,
+      absl::Span<const kernels::Backend* const> backends, const StageModelOptions& options);
   ~StageModel() override;
 
   std::shared_ptr<PooledBuffer> Run(const StageBatch& batch, std::shared_ptr<PooledBuffer> input,
@@ -43,8 +44,11 @@ class StageModel final : public StageCompute {
   absl::Span<const float> Logits(uint32_t row, const PooledBuffer& residual);
 
   uint64_t weight_bytes() const override;
-  // Activations, one residual stream, RoPE table, logits, sampler, copies of the norms.
+  // Activations of all shards, their partial sums, one residual stream, RoPE table, logits, sampler, copies
+  // of the norms.
   uint64_t activation_bytes() const override;
+  std::vector<ShardUse> shards() const override;
+  int64_t collective_ns() const override;
 
  private:
   struct Impl;

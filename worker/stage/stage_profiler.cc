@@ -11,13 +11,10 @@
 #include "common/process.h"
 #include "common/status_macros.h"
 #include "worker/kv/kv_cache.h"
-#include "worker/stage/activations.h"
 #include "worker/stage/output_head.h"
-#include "worker/stage/rope_table.h"
 #include "worker/stage/stage_batch.h"
 #include "worker/stage/stage_compute.h"
-#include "worker/stage/stage_weights.h"
-#include "worker/stage/transformer_layer.h"
+#include "worker/stage/stage_shards.h"
 
 namespace millrace {
 namespace {
@@ -47,10 +44,10 @@ struct Subject {
 
 class Profiler {
  public:
-  Profiler(const HyperParameters& shape, const kernels::Backend& backend, const StageProfilerOptions& options)
-      : shape_(shape), backend_(backend), options_(options), rows_(std::min(options.max_rows, kMostRows)) {}
+  Profiler(const HyperParameters& shape, const StageProfilerOptions& options)
+      : shape_(shape), options_(options), rows_(std::min(options.max_rows, kMostRows)) {}
 
-  absl::Status Prepare(const GgufFile& file);
+  absl::Status Prepare(const GgufFile& file, absl::Span<const kernels::Backend* const> backends);
   WorkerProfile Measure();
 
  private:
@@ -64,7 +61,6 @@ class Profiler {
   double Overhead();
 
   const HyperParameters& shape_;
-  const kernels::Backend& backend_;
   const StageProfilerOptions options_;
   const uint32_t rows_;
   uint32_t far_context_ = 0;  // 0: no room for one
@@ -73,13 +69,12 @@ class Profiler {
   uint32_t num_blocks_ = 0;
   std::vector<float> embedding_;  // a residual stream to begin with
   std::vector<float> residual_;
-  StageWeights weights_;
-  FloatBuffer rope_table_;
-  Activations activations_;
+  uint32_t num_layers_ = 0;  // that are loaded
+  std::unique_ptr<StageShards> shards_;
   std::unique_ptr<OutputHead> output_head_;
   std::unique_ptr<KvCache> cache_;
   std::vector<Subject> subjects_;
-  size_t next_layer_ = 0;
+  uint32_t next_layer_ = 0;
 };
 
 void Profiler::ChooseSizes() {
@@ -95,22 +90,22 @@ void Profiler::ChooseSizes() {
   num_blocks_ = std::max(rows_, far_sequences_ * blocks(far_context_ + chunk_));
 }
 
-absl::Status Profiler::Prepare(const GgufFile& file) {
+absl::Status Profiler::Prepare(const GgufFile& file, absl::Span<const kernels::Backend* const> backends) {
   if (options_.max_rows == 0 || options_.context_tokens == 0) {
     return absl::InvalidArgumentError("profile: rows and context must be at least 1");
   }
   ChooseSizes();
-  // As many layers as do not fit in the caches together; all their tensors are views of the mapped file.
+  // As many layers as do not fit in the caches together.
   const uint64_t layer_bytes = std::max<uint64_t>(1, StageWeightBytes(file, 0, 1, false, false));
-  const uint32_t num_layers =
+  num_layers_ =
       static_cast<uint32_t>(std::clamp<uint64_t>(kCacheBytes / layer_bytes + 1, 1, shape_.num_layers));
-  weights_ = ViewStageWeights(file, {shape_.num_layers - num_layers, num_layers, false, true});
-  PageIn(weights_, nullptr);
-  ASSIGN_OR_RETURN(rope_table_, MakeRopeTable(shape_, weights_.rope_freqs, far_context_ + chunk_));
-  ASSIGN_OR_RETURN(activations_, Activations::Allocate(shape_, backend_, rows_));
-  ASSIGN_OR_RETURN(output_head_, OutputHead::Create(shape_, weights_, backend_));
+  const StageLayout layout{shape_.num_layers - num_layers_, num_layers_, false, true};
+  ASSIGN_OR_RETURN(shards_,
+                   StageShards::Create(file, shape_, backends, {layout, rows_, far_context_ + chunk_}));
+  ASSIGN_OR_RETURN(output_head_, OutputHead::Create(shape_, *shards_));
   KvCache::Shape cache{
       1, num_blocks_, options_.block_tokens, shape_.num_kv_heads, shape_.head_size, options_.kv_type};
+  for (const ShardUse& use : shards_->uses()) cache.shard_kv_heads.push_back(use.kv_heads);
   ASSIGN_OR_RETURN(cache_, KvCache::Create(cache));
   FillMemory();
   MakeSubjects();
@@ -119,14 +114,16 @@ absl::Status Profiler::Prepare(const GgufFile& file) {
 
 // Untouched memory would be one page of zeros, and faster than any real one.
 void Profiler::FillMemory() {
-  const kernels::PagedKv kv = cache_->Layer(0);
-  const size_t positions = size_t{num_blocks_} * options_.block_tokens * shape_.num_kv_heads;
   constexpr int kOrdinary = 0x21;  // of each type, these bytes make ordinary numbers
-  for (uint8_t* elements : {kv.key_blocks, kv.value_blocks}) {
-    std::memset(elements, kOrdinary, positions * shape_.head_size * kernels::KvElementBytes(kv.type));
-  }
-  for (float* scales : {kv.key_scales, kv.value_scales}) {
-    if (scales != nullptr) std::memset(scales, kOrdinary, positions * sizeof(float));
+  for (uint32_t i = 0; i < cache_->shape().shard_kv_heads.size(); ++i) {
+    const kernels::PagedKv kv = cache_->Layer(0, i);
+    const size_t positions = size_t{num_blocks_} * options_.block_tokens * kv.kv_heads;
+    for (uint8_t* elements : {kv.key_blocks, kv.value_blocks}) {
+      std::memset(elements, kOrdinary, positions * shape_.head_size * kernels::KvElementBytes(kv.type));
+    }
+    for (float* scales : {kv.key_scales, kv.value_scales}) {
+      if (scales != nullptr) std::memset(scales, kOrdinary, positions * sizeof(float));
+    }
   }
   embedding_.resize(size_t{rows_} * shape_.hidden_size);
   for (size_t i = 0; i < embedding_.size(); ++i) {
@@ -176,14 +173,13 @@ void Profiler::MakeSubjects() {
 
 double Profiler::Run(const Subject& subject) {
   std::copy_n(embedding_.begin(), size_t{subject.point.rows} * shape_.hidden_size, residual_.begin());
-  activations_.Enter(subject.batch, residual_.data());
-  const LayerWeights& layer = weights_.layers[next_layer_++ % weights_.layers.size()];
+  const uint32_t layer = next_layer_++ % num_layers_;
   const int64_t begin = ThreadCpuNanos();
   if (subject.head) {
     output_head_->Sample(subject.batch, absl::MakeConstSpan(residual_.data(),
                                                             size_t{subject.point.rows} * shape_.hidden_size));
   } else {
-    TransformerLayer(shape_, rope_table_, backend_, activations_).Run(layer, cache_->Layer(0), subject.batch);
+    shards_->RunLayers({layer, 1, 0}, subject.batch, residual_.data(), *cache_);
   }
   return static_cast<double>(ThreadCpuNanos() - begin) * 1e-9;
 }
@@ -206,7 +202,7 @@ double Profiler::Overhead() {
   for (int round = 0; round < kProfileRounds; ++round) {
     const int64_t begin = ThreadCpuNanos();
     const StageBatch copy = batch;
-    activations_.Enter(copy, residual_.data());
+    shards_->RunLayers({0, 0, 0}, copy, residual_.data(), *cache_);
     std::copy_n(embedding_.begin(), size_t{copy.rows()} * shape_.hidden_size, residual_.begin());
     seconds.push_back(static_cast<double>(ThreadCpuNanos() - begin) * 1e-9);
   }
@@ -226,14 +222,7 @@ WorkerProfile Profiler::Measure() {
     }
   }
   WorkerProfile profile;
-  for (const LayerWeights& layer : weights_.layers) {
-    for (const kernels::WeightMatrix* matrix :
-         {&layer.attn_q, &layer.attn_k, &layer.attn_v, &layer.attn_output, &layer.ffn_gate, &layer.ffn_up,
-          &layer.ffn_down}) {
-      profile.layer_elements += static_cast<double>(matrix->rows) * static_cast<double>(matrix->columns) /
-                                static_cast<double>(weights_.layers.size());
-    }
-  }
+  profile.layer_elements = shards_->layer_elements();
   for (Subject& subject : subjects_) {
     if (subject.seconds.empty()) continue;
     subject.point.seconds = Median(std::move(subject.seconds));
@@ -246,10 +235,10 @@ WorkerProfile Profiler::Measure() {
 }  // namespace
 
 absl::StatusOr<WorkerProfile> MeasureProfile(const GgufFile& file, const HyperParameters& hyper_parameters,
-                                             const kernels::Backend& backend,
+                                             absl::Span<const kernels::Backend* const> backends,
                                              const StageProfilerOptions& options) {
-  Profiler profiler(hyper_parameters, backend, options);
-  RETURN_IF_ERROR(profiler.Prepare(file));
+  Profiler profiler(hyper_parameters, options);
+  RETURN_IF_ERROR(profiler.Prepare(file, backends));
   return profiler.Measure();
 }
 

@@ -5,6 +5,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "absl/types/span.h"
 #include "common/worker_profile.h"
 #include "kernels/backend.h"
 #include "model/gguf_file.h"
@@ -24,19 +25,19 @@ struct StageProfilerOptions {
 
 // One transformer layer as decodes of 1, 2, 4, ... 128 rows at the start of their contexts and of a few rows
 // further on, as prefill chunks at both places, and the output head: the median of up to kProfileRounds
-// rounds each, in CPU time of the calling thread, so that other processes do not make this worker slow.
-// (Those that share its caches and memory while it measures do.)
+// rounds each, in CPU time of the calling thread (shard 0), so that other processes do not make this worker
+// slow. (Those that share its caches and memory while it measures do.) Shards run together, as they will.
 //
 // Points of many rows are left out when they would take too long. Each measurement runs another layer of the
-// model, of as many as fill the caches, because a stage finds none of its weights in the cache either. Their
-// pages are read once before. Working memory is that of one microbatch of up to 128 rows, and up to 32 MiB
-// of KV cache; it is gone when this returns.
+// model, of as many as fill the caches, because a stage finds none of its weights in the cache either. They
+// are loaded, and packed, as a stage loads them. Working memory is that of one microbatch of up to 128 rows,
+// and up to 32 MiB of KV cache; it is gone when this returns.
 //
 // Thread: any, one that computes nothing else. INVALID_ARGUMENT: max_rows or context_tokens is 0, a bad block
-// size. RESOURCE_EXHAUSTED: not enough memory.
+// size, more backends (shards) than the model can be cut into. RESOURCE_EXHAUSTED: not enough memory.
 inline constexpr int kProfileRounds = 9;
 absl::StatusOr<WorkerProfile> MeasureProfile(const GgufFile& file, const HyperParameters& hyper_parameters,
-                                             const kernels::Backend& backend,
+                                             absl::Span<const kernels::Backend* const> backends,
                                              const StageProfilerOptions& options);
 
 }  // namespace millrace

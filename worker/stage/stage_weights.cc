@@ -3,15 +3,12 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <cstring>
 
 #include "common/check.h"
 
 namespace millrace {
 namespace {
-
-constexpr uint64_t kPageInBytes = 16 << 20;
 
 kernels::WeightType KernelType(TensorType type) {
   switch (type) {
@@ -40,92 +37,95 @@ kernels::WeightType KernelType(TensorType type) {
   return kernels::WeightType::kF32;
 }
 
-// Remembers each tensor it hands out.
-class TensorReader {
- public:
-  explicit TensorReader(std::vector<const TensorInfo*>& read) : read_(read) {}
+kernels::WeightMatrix Matrix(const TensorInfo* tensor) {
+  MILLRACE_CHECK(tensor != nullptr && tensor->shape.size() == 2);
+  kernels::WeightMatrix matrix;
+  matrix.data = tensor->bytes.data();
+  matrix.type = KernelType(tensor->type);
+  matrix.columns = tensor->shape[0];
+  matrix.rows = tensor->shape[1];
+  const TensorTypeLayout block = LayoutOf(tensor->type);
+  matrix.row_bytes = matrix.columns / block.elements * block.bytes;
+  MILLRACE_CHECK(matrix.row_bytes * matrix.rows == tensor->bytes.size());
+  return matrix;
+}
 
-  kernels::WeightMatrix Matrix(const TensorInfo* tensor) {
-    MILLRACE_CHECK(tensor != nullptr && tensor->shape.size() == 2);
-    read_.push_back(tensor);
-    kernels::WeightMatrix matrix;
-    matrix.data = tensor->bytes.data();
-    matrix.type = KernelType(tensor->type);
-    matrix.columns = tensor->shape[0];
-    matrix.rows = tensor->shape[1];
-    const TensorTypeLayout block = LayoutOf(tensor->type);
-    matrix.row_bytes = matrix.columns / block.elements * block.bytes;
-    MILLRACE_CHECK(matrix.row_bytes * matrix.rows == tensor->bytes.size());
-    return matrix;
-  }
+// Rows of a matrix: `range`, in units of `unit` rows.
+kernels::WeightMatrix Rows(const TensorInfo* tensor, const ShardRange& range, uint32_t unit) {
+  kernels::WeightMatrix matrix = Matrix(tensor);
+  MILLRACE_CHECK(size_t{range.end} * unit <= matrix.rows);
+  matrix.data += size_t{range.begin} * unit * matrix.row_bytes;
+  matrix.rows = size_t{range.size()} * unit;
+  return matrix;
+}
 
-  std::vector<float> Floats(const TensorInfo* tensor) {
-    MILLRACE_CHECK(tensor != nullptr && tensor->type == TensorType::kF32);
-    read_.push_back(tensor);
-    std::vector<float> floats(tensor->bytes.size() / sizeof(float));
-    std::memcpy(floats.data(), tensor->bytes.data(), floats.size() * sizeof(float));
-    return floats;
-  }
+kernels::WeightMatrix Columns(const TensorInfo* tensor, const ShardRange& range, uint32_t unit) {
+  kernels::WeightMatrix matrix = Matrix(tensor);
+  const size_t block = kernels::WeightBlockElements(matrix.type);
+  const size_t begin = size_t{range.begin} * unit;
+  const size_t end = size_t{range.end} * unit;
+  MILLRACE_CHECK(end <= matrix.columns && begin % block == 0 && end % block == 0);
+  matrix.data += begin / block * kernels::WeightBlockBytes(matrix.type);
+  matrix.columns = end - begin;
+  return matrix;
+}
 
- private:
-  std::vector<const TensorInfo*>& read_;
-};
+std::vector<float> Floats(const TensorInfo* tensor) {
+  MILLRACE_CHECK(tensor != nullptr && tensor->type == TensorType::kF32);
+  std::vector<float> floats(tensor->bytes.size() / sizeof(float));
+  std::memcpy(floats.data(), tensor->bytes.data(), floats.size() * sizeof(float));
+  return floats;
+}
 
-LayerWeights ReadLayer(const LayerTensors& tensors, TensorReader& reader) {
+LayerWeights ReadLayer(const LayerTensors& tensors, const ShardSlice& slice, uint32_t head_size) {
   LayerWeights layer;
-  layer.attn_norm = reader.Floats(tensors.attn_norm);
-  layer.attn_q = reader.Matrix(tensors.attn_q);
-  layer.attn_k = reader.Matrix(tensors.attn_k);
-  layer.attn_v = reader.Matrix(tensors.attn_v);
-  layer.attn_output = reader.Matrix(tensors.attn_output);
-  layer.ffn_norm = reader.Floats(tensors.ffn_norm);
-  layer.ffn_gate = reader.Matrix(tensors.ffn_gate);
-  layer.ffn_up = reader.Matrix(tensors.ffn_up);
-  layer.ffn_down = reader.Matrix(tensors.ffn_down);
+  layer.attn_norm = Floats(tensors.attn_norm);
+  layer.attn_q = Rows(tensors.attn_q, slice.heads, head_size);
+  layer.attn_k = Rows(tensors.attn_k, slice.kv_heads, head_size);
+  layer.attn_v = Rows(tensors.attn_v, slice.kv_heads, head_size);
+  layer.attn_output = Columns(tensors.attn_output, slice.heads, head_size);
+  layer.ffn_norm = Floats(tensors.ffn_norm);
+  layer.ffn_gate = Rows(tensors.ffn_gate, slice.ffn, 1);
+  layer.ffn_up = Rows(tensors.ffn_up, slice.ffn, 1);
+  layer.ffn_down = Columns(tensors.ffn_down, slice.ffn, 1);
   return layer;
 }
 
-// The kernel starts to read the whole range ahead; a wrong guess costs nothing, so errors do not matter.
-void ReadAhead(absl::Span<const uint8_t> bytes, uintptr_t page_bytes) {
-  const uintptr_t begin = reinterpret_cast<uintptr_t>(bytes.data()) / page_bytes * page_bytes;
-  const uintptr_t end = reinterpret_cast<uintptr_t>(bytes.data() + bytes.size());
-  (void)madvise(reinterpret_cast<void*>(begin), end - begin, MADV_WILLNEED);
-}
-
-void Touch(absl::Span<const uint8_t> bytes, size_t page_bytes) {
-  const volatile uint8_t* data = bytes.data();
-  for (size_t i = 0; i < bytes.size(); i += page_bytes) (void)data[i];
-  if (!bytes.empty()) (void)data[bytes.size() - 1];
+void Touch(const uint8_t* bytes, size_t size, size_t page_bytes) {
+  const volatile uint8_t* data = bytes;
+  for (size_t i = 0; i < size; i += page_bytes) (void)data[i];
+  if (size != 0) (void)data[size - 1];
 }
 
 }  // namespace
 
-StageWeights ViewStageWeights(const GgufFile& file, const StageLayout& layout) {
+StageWeights ViewStageWeights(const GgufFile& file, const HyperParameters& hyper_parameters,
+                              const StageLayout& layout, const ShardSlice& slice) {
   StageWeights weights;
-  TensorReader reader(weights.tensors);
   for (uint32_t i = 0; i < layout.num_layers; ++i) {
-    weights.layers.push_back(ReadLayer(FindLayerTensors(file, layout.first_layer + i), reader));
+    weights.layers.push_back(
+        ReadLayer(FindLayerTensors(file, layout.first_layer + i), slice, hyper_parameters.head_size));
   }
   const EndTensors ends = FindEndTensors(file);
-  if (ends.rope_freqs != nullptr) weights.rope_freqs = reader.Floats(ends.rope_freqs);
-  if (layout.first) weights.token_embedding = reader.Matrix(ends.token_embedding);
+  if (ends.rope_freqs != nullptr) weights.rope_freqs = Floats(ends.rope_freqs);
+  if (layout.first) weights.token_embedding = Matrix(ends.token_embedding);
   if (layout.last) {
-    weights.output_norm = reader.Floats(ends.output_norm);
-    weights.output = reader.Matrix(ends.output);
+    weights.output_norm = Floats(ends.output_norm);
+    weights.output = Rows(ends.output, slice.vocabulary, 1);
   }
-  // A tied embedding is read by both ends of the model, but is there once. The file's order is the disk's.
-  std::vector<const TensorInfo*>& tensors = weights.tensors;
-  std::sort(tensors.begin(), tensors.end(), [](const TensorInfo* a, const TensorInfo* b) {
-    return std::less<const uint8_t*>()(a->bytes.data(), b->bytes.data());
-  });
-  tensors.erase(std::unique(tensors.begin(), tensors.end()), tensors.end());
   return weights;
 }
 
-uint64_t StageWeights::bytes() const {
-  uint64_t bytes = 0;
-  for (const TensorInfo* tensor : tensors) bytes += tensor->bytes.size();
-  return bytes;
+std::vector<kernels::WeightMatrix*> StageWeights::Matrices() {
+  std::vector<kernels::WeightMatrix*> matrices;
+  for (LayerWeights& layer : layers) {
+    for (kernels::WeightMatrix* matrix : {&layer.ffn_down, &layer.ffn_gate, &layer.ffn_up, &layer.attn_k,
+                                          &layer.attn_output, &layer.attn_q, &layer.attn_v}) {
+      matrices.push_back(matrix);
+    }
+  }
+  if (output.rows != 0) matrices.push_back(&output);
+  return matrices;
 }
 
 uint64_t StageWeights::copied_bytes() const {
@@ -134,19 +134,24 @@ uint64_t StageWeights::copied_bytes() const {
   return floats * sizeof(float);
 }
 
-void PageIn(const StageWeights& weights, const std::function<void(uint64_t, uint64_t)>& progress) {
-  const uint64_t total = weights.bytes();
+uint64_t FileBytes(const kernels::WeightMatrix& matrix) {
+  MILLRACE_CHECK(!matrix.packed);
+  return uint64_t{matrix.rows} * matrix.columns / kernels::WeightBlockElements(matrix.type) *
+         kernels::WeightBlockBytes(matrix.type);
+}
+
+void PageIn(const kernels::WeightMatrix& matrix) {
+  if (matrix.rows == 0) return;
   const size_t page_bytes = static_cast<size_t>(sysconf(_SC_PAGESIZE));
-  uint64_t done = 0;
-  uint64_t reported = 0;
-  for (const TensorInfo* tensor : weights.tensors) {
-    for (size_t begin = 0; begin < tensor->bytes.size(); begin += kPageInBytes) {
-      const absl::Span<const uint8_t> part = tensor->bytes.subspan(begin, kPageInBytes);
-      ReadAhead(part, page_bytes);
-      Touch(part, page_bytes);
-      done += part.size();
-      if (progress && (done - reported >= kPageInBytes || done == total)) progress(reported = done, total);
-    }
+  const size_t row_bytes = FileBytes(matrix) / matrix.rows;
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(matrix.data) / page_bytes * page_bytes;
+  const size_t span = (matrix.rows - 1) * matrix.row_bytes + row_bytes;
+  const uintptr_t end = reinterpret_cast<uintptr_t>(matrix.data) + span;
+  // The kernel starts to read ahead; a wrong guess costs nothing, so errors do not matter.
+  (void)madvise(reinterpret_cast<void*>(begin), end - begin, MADV_WILLNEED);
+  if (row_bytes == matrix.row_bytes) return Touch(matrix.data, span, page_bytes);
+  for (size_t row = 0; row < matrix.rows; ++row) {
+    Touch(matrix.data + row * matrix.row_bytes, row_bytes, page_bytes);
   }
 }
 

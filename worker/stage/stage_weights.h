@@ -1,18 +1,19 @@
-// The tensors of one stage as the kernels take them.
+// The tensors of one shard of a stage as the kernels take them.
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <vector>
 
 #include "absl/status/statusor.h"
 #include "kernels/weights.h"
 #include "model/gguf_file.h"
 #include "model/hyper_parameters.h"
+#include "worker/stage/shard_layout.h"
 #include "worker/stage/stage_layout.h"
 
 namespace millrace {
 
+// Heads and FFN columns are the shard's.
 struct LayerWeights {
   std::vector<float> attn_norm;       // [hidden]
   kernels::WeightMatrix attn_q;       // [heads * head_size, hidden]
@@ -25,26 +26,29 @@ struct LayerWeights {
   kernels::WeightMatrix ffn_down;     // [hidden, ffn]
 };
 
-// Matrices stay in the file's mapping; the small float tensors are copied, as the mapping need not align
-// them. Immutable after ViewStageWeights. Thread: any.
+// Matrices are views of the file's mapping until they are packed; the small float tensors are copied, as the
+// mapping need not align them. Thread: any, once loaded.
 struct StageWeights {
   std::vector<LayerWeights> layers;       // of this stage
-  kernels::WeightMatrix token_embedding;  // [vocabulary, hidden]; first stage only
+  kernels::WeightMatrix token_embedding;  // [vocabulary, hidden], whole for every shard; first stage only
   std::vector<float> output_norm;         // [hidden]; last stage only
-  kernels::WeightMatrix output;           // [vocabulary, hidden]; last stage only
+  kernels::WeightMatrix output;           // [the shard's part of the vocabulary, hidden]; last stage only
   std::vector<float> rope_freqs;          // [rope_dims / 2], or empty
-  // Every tensor above, once each, in the order of the file.
-  std::vector<const TensorInfo*> tensors;
 
-  uint64_t bytes() const;         // of tensors: what this stage reads of the file
-  uint64_t copied_bytes() const;  // of the vectors above
+  // Those of the matrix products, layer by layer as they lie in most files; `output` last, if it is there and
+  // has rows.
+  std::vector<kernels::WeightMatrix*> Matrices();
+  uint64_t copied_bytes() const;  // of the vectors of floats
 };
 
-// REQUIRES: ReadHyperParameters(file) was OK, and the layout lies in the model.
-StageWeights ViewStageWeights(const GgufFile& file, const StageLayout& layout);
+// REQUIRES: ReadHyperParameters(file) was OK, the layout lies in the model, the slice is of CutShards.
+StageWeights ViewStageWeights(const GgufFile& file, const HyperParameters& hyper_parameters,
+                              const StageLayout& layout, const ShardSlice& slice);
 
-// Reads every page of the tensors once, so that the first microbatch does not wait for the disk.
-// `progress(done, total)` is called with bytes, about every 16 MiB and at the end; may be empty.
-void PageIn(const StageWeights& weights, const std::function<void(uint64_t, uint64_t)>& progress);
+// Bytes of the matrix's elements in the file. REQUIRES: it is not packed.
+uint64_t FileBytes(const kernels::WeightMatrix& matrix);
+
+// Reads every page of a matrix in the file once, so that the first microbatch does not wait for the disk.
+void PageIn(const kernels::WeightMatrix& matrix);
 
 }  // namespace millrace

@@ -1,6 +1,9 @@
 #include "worker/stage/transformer_layer.h"
 
+#include <algorithm>
 #include <cmath>
+
+#include "common/check.h"
 
 namespace millrace {
 
@@ -13,13 +16,14 @@ void TransformerLayer::Attention(const LayerWeights& weights, const kernels::Pag
                                  const StageBatch& batch) {
   const size_t rows = batch.rows();
   Norm(weights.attn_norm, rows);
-  Multiply(a_.normed, weights.attn_q, rows, a_.queries);
-  Multiply(a_.normed, weights.attn_k, rows, a_.keys);
-  Multiply(a_.normed, weights.attn_v, rows, a_.values);
-  Rotate(a_.queries, shape_.num_heads, rows);
-  Rotate(a_.keys, shape_.num_kv_heads, rows);
+  const kernels::MatMulInput normed = Prepare(a_.normed.data(), shape_.hidden_size, rows);
+  Multiply(normed, weights.attn_q, a_.queries);
+  Multiply(normed, weights.attn_k, a_.keys);
+  Multiply(normed, weights.attn_v, a_.values);
+  Rotate(a_.queries, shard_.slice.heads.size(), rows);
+  Rotate(a_.keys, shard_.slice.kv_heads.size(), rows);
   Attend(kv);
-  AddProduct(a_.attended, weights.attn_output, rows);
+  AddProduct(a_.attended, weights.attn_output, shard_.attention, rows);
 }
 
 void TransformerLayer::Attend(const kernels::PagedKv& kv) {
@@ -35,7 +39,7 @@ void TransformerLayer::Attend(const kernels::PagedKv& kv) {
   attention.queries = a_.queries.data();
   attention.out = a_.attended.data();
   attention.segments = a_.segments;
-  attention.heads = shape_.num_heads;
+  attention.heads = shard_.slice.heads.size();
   attention.scale = 1.0f / std::sqrt(static_cast<float>(shape_.head_size));
   attention.scratch = a_.scratch.data();
   backend_.PagedAttention(attention);
@@ -43,15 +47,16 @@ void TransformerLayer::Attend(const kernels::PagedKv& kv) {
 
 void TransformerLayer::FeedForward(const LayerWeights& weights, size_t rows) {
   Norm(weights.ffn_norm, rows);
-  Multiply(a_.normed, weights.ffn_gate, rows, a_.gate);
-  Multiply(a_.normed, weights.ffn_up, rows, a_.up);
+  const kernels::MatMulInput normed = Prepare(a_.normed.data(), shape_.hidden_size, rows);
+  Multiply(normed, weights.ffn_gate, a_.gate);
+  Multiply(normed, weights.ffn_up, a_.up);
   kernels::SwiGluArgs swiglu;
   swiglu.gate = a_.gate.data();
   swiglu.up = a_.up.data();
   swiglu.out = a_.gate.data();
-  swiglu.count = rows * shape_.ffn_size;
+  swiglu.count = rows * shard_.slice.ffn.size();
   backend_.SwiGlu(swiglu);
-  AddProduct(a_.gate, weights.ffn_down, rows);
+  AddProduct(a_.gate, weights.ffn_down, shard_.ffn, rows);
 }
 
 void TransformerLayer::Norm(const std::vector<float>& weight, size_t rows) {
@@ -65,32 +70,59 @@ void TransformerLayer::Norm(const std::vector<float>& weight, size_t rows) {
   backend_.RmsNorm(norm);
 }
 
-kernels::MatMulInput TransformerLayer::Prepared(const FloatBuffer& x, size_t columns, size_t rows) {
+kernels::MatMulInput TransformerLayer::Prepare(const float* x, size_t columns, size_t rows) {
   kernels::PrepareInputArgs prepare;
-  prepare.x = x.data();
+  prepare.x = x;
   prepare.rows = rows;
   prepare.columns = columns;
+  prepare.buffer = reinterpret_cast<uint8_t*>(a_.prepared.data());
   return backend_.PrepareInput(prepare);
 }
 
-void TransformerLayer::Multiply(const FloatBuffer& x, const kernels::WeightMatrix& weights, size_t rows,
+void TransformerLayer::Multiply(const kernels::MatMulInput& x, const kernels::WeightMatrix& weights,
                                 FloatBuffer& out) {
   kernels::MatMulArgs product;
-  product.x = Prepared(x, weights.columns, rows);
+  product.x = x;
   product.weights = weights;
   product.out = out.data();
   product.scratch = a_.scratch.data();
   backend_.MatMul(product);
 }
 
-void TransformerLayer::AddProduct(const FloatBuffer& x, const kernels::WeightMatrix& weights, size_t rows) {
+void TransformerLayer::AddProduct(const FloatBuffer& x, const kernels::WeightMatrix& weights,
+                                  const SegmentSpan& segments, size_t rows) {
+  if (shard_.collective != nullptr) return ReduceProduct(x, weights, segments, rows);
   kernels::MatMulArgs product;
-  product.x = Prepared(x, weights.columns, rows);
+  product.x = Prepare(x.data(), weights.columns, rows);
   product.weights = weights;
   product.out = a_.residual;
   product.store = kernels::MatMulStore::kAdd;
+  product.segment_ends = segments.ends;
   product.scratch = a_.scratch.data();
   backend_.MatMul(product);
+}
+
+void TransformerLayer::ReduceProduct(const FloatBuffer& x, const kernels::WeightMatrix& weights,
+                                     const SegmentSpan& segments, size_t rows) {
+  Collective& collective = *shard_.collective;
+  const size_t step = collective.max_rows();
+  for (size_t begin = 0; begin < rows; begin += step) {
+    const size_t count = std::min(step, rows - begin);
+    kernels::MatMulArgs product;
+    product.x = Prepare(x.data() + begin * weights.columns, weights.columns, count);
+    product.weights = weights;
+    product.out = collective.Partial(segments.first);
+    product.store = kernels::MatMulStore::kPartials;
+    product.segment_ends = segments.ends;
+    product.partial_stride = collective.partial_stride();
+    product.scratch = a_.scratch.data();
+    backend_.MatMul(product);
+    // Nothing here can fail, so nobody aborts.
+    MILLRACE_CHECK(
+        collective
+            .AllReduce({a_.residual + begin * shape_.hidden_size, count, shape_.hidden_size, segments.all})
+            .ok());
+  }
 }
 
 void TransformerLayer::Rotate(FloatBuffer& heads, uint32_t num_heads, size_t rows) {
@@ -101,7 +133,7 @@ void TransformerLayer::Rotate(FloatBuffer& heads, uint32_t num_heads, size_t row
   rope.heads = num_heads;
   rope.head_size = shape_.head_size;
   rope.rope_dims = shape_.rope_dims;
-  rope.cos_sin = rope_table_.data();
+  rope.cos_sin = shard_.rope_table->data();
   backend_.Rope(rope);
 }
 

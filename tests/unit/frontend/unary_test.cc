@@ -201,6 +201,7 @@ TEST_F(UnaryTest, TellsAboutTheLoad) {
   snapshot.stages[1].numeric_class = "cpu/int8/kv-f16";
   snapshot.stages[1].kernels = "cpu/avx512";
   snapshot.stages[1].threads = 3;
+  snapshot.stages[1].shards = {{5, 4, 3}, {6, 8, 9}};
   snapshot.stages[1].total.busy = absl::Milliseconds(7500);
   snapshot.stages[1].total.microbatches = 14;
   snapshot.stages[1].total.rows = 15;
@@ -236,6 +237,10 @@ TEST_F(UnaryTest, TellsAboutTheLoad) {
   EXPECT_EQ(stage.numeric_class(), "cpu/int8/kv-f16");
   EXPECT_EQ(stage.kernels(), "cpu/avx512");
   EXPECT_EQ(stage.threads(), 3u);
+  ASSERT_EQ(stage.shards_size(), 2);
+  EXPECT_EQ(stage.shards(0).weight_bytes(), 5u);
+  EXPECT_EQ(stage.shards(1).kv_bytes(), 8u);
+  EXPECT_EQ(stage.shards(1).activation_bytes(), 9u);
   EXPECT_EQ(stage.busy().seconds(), 7);
   EXPECT_EQ(stage.microbatches(), 14u);
   EXPECT_EQ(stage.rows(), 15u);

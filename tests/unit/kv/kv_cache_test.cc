@@ -141,5 +141,41 @@ TEST(KvCacheTest, TakesMemoryOnFirstUse) {
   EXPECT_GE(resident(), 1);
 }
 
+TEST(KvCacheTest, EveryShardOfEveryLayerHasItsOwnFloats) {
+  KvCache::Shape shape = SmallShape();
+  shape.kv_heads = 6;
+  shape.shard_kv_heads = {1, 3, 2};
+  const std::unique_ptr<KvCache> cache = Make(shape);
+  float next = 1;
+  uint64_t bytes = 0;
+  for (int pass = 0; pass < 2; ++pass) {
+    next = 1;
+    for (uint32_t layer = 0; layer < 3; ++layer) {
+      for (uint32_t shard = 0; shard < 3; ++shard) {
+        const kernels::PagedKv kv = cache->Layer(layer, shard);
+        ASSERT_EQ(kv.kv_heads, shape.shard_kv_heads[shard]);
+        for (float* blocks : {kv.key_blocks, kv.value_blocks}) {
+          for (size_t i = 0; i < 5 * 32 * kv.kv_heads * 8; ++i, ++next) {
+            if (pass == 0) blocks[i] = next;
+            ASSERT_EQ(blocks[i], next) << "another shard's or layer's";
+          }
+        }
+      }
+    }
+  }
+  for (uint32_t shard = 0; shard < 3; ++shard) bytes += cache->ShardBytes(shard);
+  EXPECT_EQ(bytes, shape.BytesPerBlock() * shape.num_blocks);
+  EXPECT_EQ(cache->ShardBytes(1), bytes / 2);
+}
+
+TEST(KvCacheTest, RefusesShardsThatDoNotHaveTheHeadsTogether) {
+  for (const std::vector<uint32_t>& shards :
+       std::vector<std::vector<uint32_t>>{{1}, {2, 1}, {2, 0}, {~0u, 3}}) {
+    KvCache::Shape shape = SmallShape();
+    shape.shard_kv_heads = shards;
+    EXPECT_EQ(Refusal(shape), absl::StatusCode::kInvalidArgument);
+  }
+}
+
 }  // namespace
 }  // namespace millrace

@@ -141,7 +141,9 @@ TEST_P(StageGoldenHiddenTest, ResidualStreamAgreesAfterEveryLayer) {
   const auto rows = static_cast<uint32_t>(prompt_.size());
   ring.Run(BatchOf({sequence_.Segment(0, rows)}));
   const size_t width = model_.shape.hidden_size;
-  const StageWeights weights = ViewStageWeights(*model_.file, {0, model_.shape.num_layers, true, true});
+  const StageWeights weights =
+      ViewStageWeights(*model_.file, model_.shape, {0, model_.shape.num_layers, true, true},
+                       CutShards(ReadShardShape(*model_.file, model_.shape), 1)->Whole());
   const auto first_values = [](std::vector<float> row) {
     row.resize(8);
     return row;

@@ -345,7 +345,8 @@ TEST_F(StageSampleTest, PromptLogprobsAreThoseOfTheNextTokenAcrossChunks) {
 class StageCreateTest : public StageSampleTest {
  protected:
   absl::Status Create(const StageLayout& layout, uint32_t max_rows = 8, uint32_t context_tokens = 64) {
-    return StageModel::Create(*model_.file, model_.shape, *model_.backend, {layout, max_rows, context_tokens})
+    return StageModel::Create(*model_.file, model_.shape, {model_.backend.get()},
+                              {layout, max_rows, context_tokens})
         .status();
   }
 };
@@ -372,7 +373,7 @@ TEST_F(StageCreateTest, RefusesSizesOutOfRange) {
 TEST_F(StageCreateTest, ReportsProgressToTheEnd) {
   std::vector<std::pair<uint64_t, uint64_t>> calls;
   const auto stage = StageModel::Create(
-      *model_.file, model_.shape, *model_.backend,
+      *model_.file, model_.shape, {model_.backend.get()},
       {{0, 3, true, true}, 8, 64, [&](uint64_t done, uint64_t total) { calls.emplace_back(done, total); }});
   ASSERT_TRUE(stage.ok());
   ASSERT_FALSE(calls.empty());

@@ -25,7 +25,7 @@ class StageProfilerTest : public ::testing::Test {
     StageProfilerOptions options;
     options.max_rows = max_rows;
     options.context_tokens = context;
-    return MeasureProfile(*file_, shape_, *backend_, options);
+    return MeasureProfile(*file_, shape_, {backend_.get()}, options);
   }
 
   static const ProfilePoint* Find(const std::vector<ProfilePoint>& points, uint32_t rows, uint32_t sequences,
@@ -103,7 +103,7 @@ TEST_F(StageProfilerTest, LeavesOutWhatTakesTooLong) {
   options.max_rows = 128;
   options.context_tokens = 512;
   options.limit = absl::ZeroDuration();
-  const auto profile = MeasureProfile(*file_, shape_, *backend_, options);
+  const auto profile = MeasureProfile(*file_, shape_, {backend_.get()}, options);
   ASSERT_TRUE(profile.ok());
   EXPECT_EQ(profile->layer.size(), 1u);
   EXPECT_EQ(profile->head.size(), 1u);

@@ -37,6 +37,7 @@ TestModel TestModel::FromBytes(std::vector<uint8_t> bytes, const std::string& is
   model.file = ValueOrDie(GgufFile::Parse(model.bytes, "tiny"));
   model.shape = ValueOrDie(ReadHyperParameters(*model.file));
   model.backend = MakeBackend(isa);
+  model.isa = isa;
   return model;
 }
 
@@ -45,6 +46,7 @@ TestModel TestModel::FromFile(const std::string& path, const std::string& isa) {
   model.file = ValueOrDie(GgufFile::Open(path));
   model.shape = ValueOrDie(ReadHyperParameters(*model.file));
   model.backend = MakeBackend(isa);
+  model.isa = isa;
   return model;
 }
 
@@ -56,17 +58,23 @@ StageRing::StageRing(const TestModel& model, StageRingOptions options) {
   limits_.vocabulary_size = shape.vocabulary_size;
   limits_.context_tokens = shape.context_tokens;
   if (options.layers.empty()) options.layers = {shape.num_layers};
+  std::vector<const kernels::Backend*> backends = {model.backend.get()};
+  for (uint32_t i = 1; i < options.shards; ++i) {
+    backends_.push_back(MakeBackend(model.isa));
+    backends.push_back(backends_.back().get());
+  }
   uint32_t first_layer = 0;
   for (uint32_t layers : options.layers) {
     const StageLayout layout{first_layer, layers, first_layer == 0, first_layer + layers == shape.num_layers};
-    stages_.push_back(ValueOrDie(StageModel::Create(*model.file, shape, *model.backend,
-                                                    {layout, options.max_rows, shape.context_tokens})));
+    stages_.push_back(ValueOrDie(
+        StageModel::Create(*model.file, shape, backends, {layout, options.max_rows, shape.context_tokens})));
     KvCache::Shape cache;
     cache.num_layers = layers;
     cache.num_blocks = options.num_blocks;
     cache.block_tokens = options.block_tokens;
     cache.kv_heads = shape.num_kv_heads;
     cache.head_size = shape.head_size;
+    for (const ShardUse& use : stages_.back()->shards()) cache.shard_kv_heads.push_back(use.kv_heads);
     caches_.push_back(ValueOrDie(KvCache::Create(cache)));
     first_layer += layers;
   }

@@ -22,6 +22,7 @@ struct TestModel {
   std::unique_ptr<GgufFile> file;
   HyperParameters shape;
   std::unique_ptr<kernels::Backend> backend;
+  std::string isa;
 
   static TestModel FromBytes(std::vector<uint8_t> bytes, const std::string& isa);
   static TestModel FromFile(const std::string& path, const std::string& isa);
@@ -35,6 +36,7 @@ struct StageRingOptions {
   uint32_t max_rows = 64;
   uint32_t num_blocks = 256;
   uint32_t block_tokens = 16;
+  uint32_t shards = 1;  // of each stage
 };
 
 class StageRing {
@@ -55,6 +57,7 @@ class StageRing {
 
  private:
   StageLimits limits_;
+  std::vector<std::unique_ptr<kernels::Backend>> backends_;  // of the shards but the first
   std::vector<std::unique_ptr<StageModel>> stages_;
   std::vector<std::unique_ptr<KvCache>> caches_;
   std::vector<std::vector<float>> hops_;

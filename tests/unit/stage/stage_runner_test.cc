@@ -38,7 +38,7 @@ class StageRunnerTest : public ::testing::Test {
     const HyperParameters shape = *ReadHyperParameters(*file_);
     backend_ = *kernels::MakeCpuBackend({.isa = "portable"});
     const StageLayout layout{first ? 0u : last ? 2u : 1u, first && last ? 3u : 1u, first, last};
-    model_ = *StageModel::Create(*file_, shape, *backend_, {layout, kRows, 64});
+    model_ = *StageModel::Create(*file_, shape, {backend_.get()}, {layout, kRows, 64});
     cache_ =
         *KvCache::Create({layout.num_layers, kBlocks, kBlockTokens, shape.num_kv_heads, shape.head_size});
     StageRunnerOptions options;
