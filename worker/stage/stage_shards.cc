@@ -143,6 +143,7 @@ void StageShards::ShardLogits(Shard& shard, absl::Span<const uint32_t> rows, con
   prepare.x = a.normed.data();
   prepare.rows = rows.size();
   prepare.columns = model_.hidden_size;
+  prepare.rounding = kernels::InputRounding::kRefineLargest;
   prepare.buffer = reinterpret_cast<uint8_t*>(a.prepared.data());
   kernels::MatMulArgs product;
   product.x = backend.PrepareInput(prepare);

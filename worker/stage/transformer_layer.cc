@@ -16,7 +16,8 @@ void TransformerLayer::Attention(const LayerWeights& weights, const kernels::Pag
                                  const StageBatch& batch) {
   const size_t rows = batch.rows();
   Norm(weights.attn_norm, rows);
-  const kernels::MatMulInput normed = Prepare(a_.normed.data(), shape_.hidden_size, rows);
+  const kernels::MatMulInput normed =
+      Prepare(a_.normed.data(), shape_.hidden_size, rows, kernels::InputRounding::kRefineLargest);
   Multiply(normed, weights.attn_q, a_.queries);
   Multiply(normed, weights.attn_k, a_.keys);
   Multiply(normed, weights.attn_v, a_.values);
@@ -47,7 +48,8 @@ void TransformerLayer::Attend(const kernels::PagedKv& kv) {
 
 void TransformerLayer::FeedForward(const LayerWeights& weights, size_t rows) {
   Norm(weights.ffn_norm, rows);
-  const kernels::MatMulInput normed = Prepare(a_.normed.data(), shape_.hidden_size, rows);
+  const kernels::MatMulInput normed =
+      Prepare(a_.normed.data(), shape_.hidden_size, rows, kernels::InputRounding::kRefineLargest);
   Multiply(normed, weights.ffn_gate, a_.gate);
   Multiply(normed, weights.ffn_up, a_.up);
   kernels::SwiGluArgs swiglu;
@@ -70,12 +72,14 @@ void TransformerLayer::Norm(const std::vector<float>& weight, size_t rows) {
   backend_.RmsNorm(norm);
 }
 
-kernels::MatMulInput TransformerLayer::Prepare(const float* x, size_t columns, size_t rows) {
+kernels::MatMulInput TransformerLayer::Prepare(const float* x, size_t columns, size_t rows,
+                                               kernels::InputRounding rounding) {
   kernels::PrepareInputArgs prepare;
   prepare.x = x;
   prepare.rows = rows;
   prepare.columns = columns;
   prepare.buffer = reinterpret_cast<uint8_t*>(a_.prepared.data());
+  prepare.rounding = rounding;
   return backend_.PrepareInput(prepare);
 }
 
@@ -93,7 +97,7 @@ void TransformerLayer::AddProduct(const FloatBuffer& x, const kernels::WeightMat
                                   const SegmentSpan& segments, size_t rows) {
   if (shard_.collective != nullptr) return ReduceProduct(x, weights, segments, rows);
   kernels::MatMulArgs product;
-  product.x = Prepare(x.data(), weights.columns, rows);
+  product.x = Prepare(x.data(), weights.columns, rows, kernels::InputRounding::kPlain);
   product.weights = weights;
   product.out = a_.residual;
   product.store = kernels::MatMulStore::kAdd;
@@ -109,7 +113,8 @@ void TransformerLayer::ReduceProduct(const FloatBuffer& x, const kernels::Weight
   for (size_t begin = 0; begin < rows; begin += step) {
     const size_t count = std::min(step, rows - begin);
     kernels::MatMulArgs product;
-    product.x = Prepare(x.data() + begin * weights.columns, weights.columns, count);
+    product.x =
+        Prepare(x.data() + begin * weights.columns, weights.columns, count, kernels::InputRounding::kPlain);
     product.weights = weights;
     product.out = collective.Partial(segments.first);
     product.store = kernels::MatMulStore::kPartials;

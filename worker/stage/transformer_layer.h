@@ -54,7 +54,7 @@ class TransformerLayer {
   void FeedForward(const LayerWeights& weights, size_t rows);
 
   void Norm(const std::vector<float>& weight, size_t rows);  // residual to normed
-  kernels::MatMulInput Prepare(const float* x, size_t columns, size_t rows);
+  kernels::MatMulInput Prepare(const float* x, size_t columns, size_t rows, kernels::InputRounding rounding);
   void Multiply(const kernels::MatMulInput& x, const kernels::WeightMatrix& weights, FloatBuffer& out);
   // To residual.
   void AddProduct(const FloatBuffer& x, const kernels::WeightMatrix& weights, const SegmentSpan& segments,

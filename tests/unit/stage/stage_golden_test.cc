@@ -2,8 +2,6 @@
 // tests/golden/make_golden.py. Needs the model file, named by the environment variable MILLRACE_TEST_MODEL.
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
-#include <fstream>
 #include <nlohmann/json.hpp>
 #include <set>
 #include <string>
@@ -13,6 +11,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/testing/expect_close.h"
+#include "tests/unit/stage/golden_cases.h"
 #include "tests/unit/stage/stage_ring.h"
 #include "worker/stage/stage_weights.h"
 
@@ -27,14 +26,6 @@ const char* const kCases[] = {
     "medium_300",  "long_1000",   "long_2000",
 };
 
-// Empty if the file cannot be read.
-std::vector<nlohmann::json> ReadGoldenCases() {
-  std::ifstream file("tests/golden/smollm2.json");
-  const nlohmann::json golden = nlohmann::json::parse(file, nullptr, /*allow_exceptions=*/false);
-  if (!golden.is_object() || !golden.contains("cases")) return {};
-  return golden["cases"].get<std::vector<nlohmann::json>>();
-}
-
 nlohmann::json FindCase(const std::string& name) {
   for (const nlohmann::json& golden : ReadGoldenCases()) {
     if (golden["name"] == name) return golden;
@@ -42,16 +33,12 @@ nlohmann::json FindCase(const std::string& name) {
   return nullptr;
 }
 
-const char* ModelPath() {
-  return std::getenv("MILLRACE_TEST_MODEL");
-}
-
 class StageGoldenTest : public ::testing::TestWithParam<const char*> {
  protected:
   void SetUp() override {
-    ASSERT_NE(ModelPath(), nullptr)
+    ASSERT_NE(GoldenModelPath(), nullptr)
         << "MILLRACE_TEST_MODEL is not set; tests/run.sh sets it to the model file";
-    model_ = TestModel::FromFile(ModelPath(), "auto");
+    model_ = TestModel::FromFile(GoldenModelPath(), "auto");
     golden_ = FindCase(GetParam());
     ASSERT_TRUE(golden_.is_object());
     prompt_ = golden_["ids"].get<std::vector<TokenId>>();
