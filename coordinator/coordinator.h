@@ -61,7 +61,7 @@ class CoordinatorFlags {
   int64_t max_in_flight_ = 0;
   std::string batching_ = "inflight";
   std::string workload_;
-  std::string activations_ = "f32";
+  std::string activations_ = "int8";
   std::string kv_type_ = "auto";
   int64_t block_tokens_ = 16;
   int64_t context_tokens_ = 0;

@@ -12,7 +12,7 @@
 namespace millrace {
 
 std::vector<ActivationType> SupportedActivations() {
-  return {ActivationType::kF32};
+  return {ActivationType::kInt8, ActivationType::kF32};
 }
 
 template <class From>

@@ -111,7 +111,7 @@ TEST(CoordinatorFlagsTest, TakesWhatAllWorkersComputeWith) {
     EXPECT_TRUE(options.ok()) << options.status();
     return options->numeric;
   };
-  EXPECT_EQ(numeric({}), (NumericChoice{ActivationType::kF32, KvType::kF32}));
+  EXPECT_EQ(numeric({}), (NumericChoice{ActivationType::kInt8, KvType::kF16}));
   EXPECT_EQ(numeric({"--activations", "f32"}), (NumericChoice{ActivationType::kF32, KvType::kF32}));
   EXPECT_EQ(numeric({"--activations", "int8"}), (NumericChoice{ActivationType::kInt8, KvType::kF16}));
   EXPECT_EQ(numeric({"--activations", "f32", "--kv-type", "int8"}),

@@ -154,7 +154,8 @@ TEST(KvCacheTest, EveryShardOfEveryLayerHasItsOwnFloats) {
       for (uint32_t shard = 0; shard < 3; ++shard) {
         const kernels::PagedKv kv = cache->Layer(layer, shard);
         ASSERT_EQ(kv.kv_heads, shape.shard_kv_heads[shard]);
-        for (float* blocks : {kv.key_blocks, kv.value_blocks}) {
+        for (uint8_t* bytes_of_blocks : {kv.key_blocks, kv.value_blocks}) {
+          float* blocks = reinterpret_cast<float*>(bytes_of_blocks);
           for (size_t i = 0; i < 5 * 32 * kv.kv_heads * 8; ++i, ++next) {
             if (pass == 0) blocks[i] = next;
             ASSERT_EQ(blocks[i], next) << "another shard's or layer's";
