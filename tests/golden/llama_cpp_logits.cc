@@ -1,11 +1,12 @@
-// What llama.cpp computes for given tokens of a model, one thread. make_llama_cpp_golden.py compiles and feeds it.
+// What llama.cpp computes for given tokens of a model, one thread. make_llama_cpp_golden.py compiles and
+// feeds it.
 //
 //   llama_cpp_logits MODEL FLASH(0|1) <CASES >RESULTS
 //
-// CASES, numbers between spaces, per case: how many ids are the prompt's, how many ids, the ids, how many tokens to
-// tell logits of, the tokens. RESULTS, a line per case: mean negative log likelihood of the prompt (0 for one
-// token), then at the prompt's last id the logsumexp and the logits of the tokens, then the most likely token
-// after each id from the prompt's last to the last but one of all.
+// CASES, numbers between spaces, per case: how many ids are the prompt's, how many ids, the ids, how many
+// tokens to tell logits of, the tokens. RESULTS, a line per case: mean negative log likelihood of the prompt
+// (0 for one token), then at the prompt's last id the logsumexp and the logits of the tokens, then the most
+// likely token after each id from the prompt's last to the last but one of all.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
