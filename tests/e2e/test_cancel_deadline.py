@@ -14,7 +14,7 @@ PHASES = ("queued", "prefill", "decode")
 @pytest.fixture(scope="module")
 def cluster(real_model, logs):
     # Small steps, so that a long prompt is in prefill for seconds; one request at a time, so that the second one waits.
-    with harness.Cluster(real_model, logs, stages=2, coordinator=["--max-rows", 16, "--max-running", 1]) as it:
+    with harness.Cluster(real_model, logs, stages=2, coordinator=["--max-rows", 16, "--max-running", 1, "--activations", "f32"]) as it:
         yield it
 
 

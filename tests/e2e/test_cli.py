@@ -23,7 +23,8 @@ def millrace(cluster, command, *args, stdin=None):
 
 @pytest.fixture(scope="module")
 def cluster(real_model, logs):
-    with harness.Cluster(real_model, logs, stages=2) as it:
+    # The golden text is that of float32.
+    with harness.Cluster(real_model, logs, stages=2, coordinator=["--activations", "f32"]) as it:
         yield it
 
 

@@ -34,7 +34,9 @@ def test_a_running_cluster_is_predicted_as_it_is(real_model, logs, tmp_path):
         assert not found["estimated"]
         (choice,) = found["choices"]
         assert [place["num_layers"] for place in choice["placement"]] == [stage.num_layers for stage in stages]
-        assert [place["weight_bytes"] for place in choice["placement"]] == [stage.weight_bytes for stage in stages]
+        # Workers hold packed matrices, which are padded a little.
+        assert [place["weight_bytes"] for place in choice["placement"]] == pytest.approx(
+            [stage.weight_bytes for stage in stages], rel=0.01)
         assert 0 <= choice["bubble"] < 0.5
     # Without the cluster, too, and then for any number of stages.
     code, out, err = plan("--model", real_model, "--cluster", saved, "--context", 512, "--json")
