@@ -2,6 +2,7 @@
 #include <chrono>
 #include <cstdio>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -9,6 +10,7 @@
 #include "cli/client.h"
 #include "cli/cluster_file.h"
 #include "cli/plan_view.h"
+#include "common/kv_type.h"
 #include "common/status_macros.h"
 #include "common/transport/numeric_messages.h"
 #include "common/transport/profile_messages.h"
@@ -22,7 +24,7 @@ constexpr uint32_t kDefaultContext = 4096;
 constexpr absl::Duration kCallTimeout = absl::Seconds(5);
 
 struct PlanFlags {
-  std::string model, shape, cluster, server, save;
+  std::string model, shape, cluster, server, save, kv_type = "auto";
   int64_t context = 0, batch = 16, prompt = 128, output = 64, max_rows = 128;
   bool json = false;
 
@@ -39,22 +41,36 @@ struct PlanFlags {
     set.AddInt("prompt", &prompt, 1, 1 << 24, "tokens of each prompt");
     set.AddInt("output", &output, 1, 1 << 16, "tokens of each answer over which decoding is predicted");
     set.AddInt("max-rows", &max_rows, 1, 4096, "tokens in one microbatch; with --server: the coordinator's");
+    set.AddString("kv-type", &kv_type, "auto|f32|f16|int8",
+                  "how keys and values are kept; auto: f16, with --server as they are there");
     set.AddBool("json", &json, "print JSON, one line");
   }
 };
+
+absl::StatusOr<ModelShape> ShapeOfFile(const std::string& path) {
+  ASSIGN_OR_RETURN(const std::unique_ptr<GgufFile> file, GgufFile::Open(path));
+  ASSIGN_OR_RETURN(const HyperParameters parameters, ReadHyperParameters(*file));
+  return ReadModelShape(*file, parameters);
+}
 
 absl::StatusOr<ModelShape> ShapeOf(const PlanFlags& flags) {
   if (flags.model.empty() == flags.shape.empty()) {
     return absl::InvalidArgumentError("one of --model F.gguf and --shape NAME is needed");
   }
-  if (!flags.shape.empty()) return NamedShape(flags.shape);
-  ASSIGN_OR_RETURN(const std::unique_ptr<GgufFile> file, GgufFile::Open(flags.model));
-  ASSIGN_OR_RETURN(const HyperParameters parameters, ReadHyperParameters(*file));
-  return ReadModelShape(*file, parameters);
+  absl::StatusOr<ModelShape> shape = flags.shape.empty() ? ShapeOfFile(flags.model) : NamedShape(flags.shape);
+  if (!shape.ok()) return shape.status();
+  const std::optional<KvType> kv_type = flags.kv_type == "auto" ? KvType::kF16 : ParseKvType(flags.kv_type);
+  if (!kv_type.has_value()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--kv-type: '", flags.kv_type, "' is not auto, f32, f16 or int8"));
+  }
+  shape->kv_type = *kv_type;
+  return shape;
 }
 
-// What the server's workers measured, and how it runs them.
-absl::Status TakeFrom(const v1::GetClusterResponse& response, PlanRequest& request) {
+// What the server's workers measured, and how it runs them, but for the type of keys and values if that was
+// given.
+absl::Status TakeFrom(const v1::GetClusterResponse& response, bool keep_kv_type, PlanRequest& request) {
   std::vector<const v1::ClusterWorker*> by_stage(response.stages(), nullptr);
   for (const v1::ClusterWorker& worker : response.workers()) {
     if (worker.has_stage() && worker.stage() < response.stages()) by_stage[worker.stage()] = &worker;
@@ -84,6 +100,7 @@ absl::Status TakeFrom(const v1::GetClusterResponse& response, PlanRequest& reque
   request.max_rows = response.max_rows();
   request.max_in_flight = response.max_in_flight();
   request.block_tokens = response.block_tokens();
+  if (keep_kv_type) return absl::OkStatus();
   request.shape.kv_type = FromWire(response.kv_type()).value_or(KvType::kF32);
   return absl::OkStatus();
 }
@@ -103,7 +120,7 @@ int AskServer(const PlanFlags& flags, PlanRequest& request) {
   v1::GetClusterResponse response;
   const grpc::Status status = client.control->GetCluster(&context, {}, &response);
   if (!status.ok()) return ReportStatus(status, flags.server);
-  absl::Status taken = TakeFrom(response, request);
+  absl::Status taken = TakeFrom(response, flags.kv_type != "auto", request);
   if (taken.ok() && !flags.save.empty()) taken = WriteClusterFile(request.cluster, flags.save);
   return taken.ok() ? kExitOk : Fail(taken);
 }

@@ -49,9 +49,18 @@ def test_a_running_cluster_is_predicted_as_it_is(real_model, logs, tmp_path):
     (["--shape", "gpt-3-175b", "--context", 2048, "--cluster", EXAMPLES / "two-a100.yaml"], 1, "workers of 74.5 GiB would do"),
     (["--shape", "llama-2-7b", "--cluster", "/nonexistent.yaml"], 2, "/nonexistent.yaml: cannot be read"),
     (["--shape", "llama-2-7b"], 2, "one of --cluster F.yaml and --server HOST:PORT"),
+    (["--shape", "llama-2-7b", "--kv-type", "f8"], 2, "--kv-type: 'f8' is not auto, f32, f16 or int8"),
     (["--cluster", EXAMPLES / "two-a100.yaml"], 2, "one of --model F.gguf and --shape NAME"),
 ])
 def test_what_is_wrong_is_one_line_and_an_exit_code(args, code, words):
     got, out, err = plan(*args)
     assert (got, out) == (code, "")
     assert words in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("kv_type, bytes_per_head", [("auto", 128), ("f16", 128), ("f32", 256), ("int8", 68)])
+def test_keys_and_values_take_what_their_type_takes(real_model, kv_type, bytes_per_head):
+    code, out, err = plan("--model", real_model, "--cluster", EXAMPLES / "two-a100.yaml", "--kv-type", kv_type, "--json")
+    assert code == 0, err
+    # Keys and values of 30 layers with 3 KV heads of 64 elements.
+    assert json.loads(out)["kv_bytes_per_token"] == 2 * 30 * 3 * bytes_per_head
