@@ -179,7 +179,7 @@ std::string PlanText(const PlanRequest& request, const Plan& plan) {
   const bool by_formula = std::any_of(plan.choices.begin(), plan.choices.end(),
                                       [](const PlanChoice& choice) { return choice.tensor_parallel > 1; });
   if (by_formula)
-    absl::StrAppend(&out, "* planned by formula only: the programs run no tensor parallelism today\n");
+    absl::StrAppend(&out, "* by formula, not simulated: shards of a stage, each on a device of its own\n");
   absl::StrAppend(&out, Stages(request, best), Textbook(request, plan));
   return out;
 }

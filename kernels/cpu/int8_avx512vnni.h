@@ -31,7 +31,7 @@ struct Int8Avx512Vnni : Int8Avx512Bytes {
       for (int g = 0; g < kCount; ++g) sums[g][r] = start;
     }
 #pragma GCC unroll 8
-    for (size_t step = FirstStep(half); step < EndStep(half); ++step) {
+    for (size_t step = kFirstStep<half>; step < kEndStep<half>; ++step) {
       __m512i w[kCount];
       for (int g = 0; g < kCount; ++g) w[g] = Format::Step(quants[g], step);
       for (int r = 0; r < kRows; ++r) {

@@ -51,7 +51,7 @@ struct Int8Portable {
                                          Part (*out)[kRows]) {
     for (int g = 0; g < kCount; ++g) {
       int32_t dots[kRows][Part::kLanes] = {};
-      for (size_t step = FirstStep(half); step < EndStep(half); ++step) {
+      for (size_t step = kFirstStep<half>; step < kEndStep<half>; ++step) {
         const Bytes w = Format::Step(quants[g], step);
         for (int r = 0; r < kRows; ++r) {
           const int8_t* q = x.quants[r] + step * kStepElements;

@@ -61,7 +61,7 @@ struct Widening {
     Words words[kRows];
     for (int r = 0; r < kRows; ++r) words[r] = E::Set1(0);
 #pragma GCC unroll 8
-    for (size_t step = FirstStep(half); step < EndStep(half); ++step) {
+    for (size_t step = kFirstStep<half>; step < kEndStep<half>; ++step) {
       const auto w = Format::Step(quants, step);
       for (int r = 0; r < kRows; ++r) words[r] = E::AddWords(words[r], E::MulBytes(w, Input(x, r, step)));
       if ((step + 1) % kRun != 0) continue;

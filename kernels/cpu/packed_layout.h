@@ -74,12 +74,10 @@ constexpr size_t InputBlocks(size_t rows, size_t columns) {
 
 // What part of a block a dot product is taken of.
 enum class Half { kBoth, kFirst, kSecond };
-consteval size_t FirstStep(Half half) {
-  return half == Half::kSecond ? kSteps / 2 : 0;
-}
-consteval size_t EndStep(Half half) {
-  return half == Half::kFirst ? kSteps / 2 : kSteps;
-}
+template <Half half>
+inline constexpr size_t kFirstStep = half == Half::kSecond ? kSteps / 2 : 0;
+template <Half half>
+inline constexpr size_t kEndStep = half == Half::kFirst ? kSteps / 2 : kSteps;
 
 // -(sum of the quants) of that part, of row r. For each instruction set its own (vec.h).
 template <class Int8, Half half>
