@@ -27,17 +27,25 @@ void OkOrDie(const absl::Status& status) {
 }  // namespace
 
 std::unique_ptr<kernels::Backend> MakeBackend(const std::string& isa) {
-  return isa == "reference" ? kernels::MakeReferenceBackend()
-                            : ValueOrDie(kernels::MakeCpuBackend({.isa = isa}));
+  return MakeBackend(kernels::CpuBackendOptions{.isa = isa});
+}
+
+std::unique_ptr<kernels::Backend> MakeBackend(const kernels::CpuBackendOptions& options) {
+  return options.isa == "reference" ? kernels::MakeReferenceBackend()
+                                    : ValueOrDie(kernels::MakeCpuBackend(options));
 }
 
 TestModel TestModel::FromBytes(std::vector<uint8_t> bytes, const std::string& isa) {
+  return FromBytes(std::move(bytes), kernels::CpuBackendOptions{.isa = isa});
+}
+
+TestModel TestModel::FromBytes(std::vector<uint8_t> bytes, const kernels::CpuBackendOptions& options) {
   TestModel model;
   model.bytes = std::move(bytes);
   model.file = ValueOrDie(GgufFile::Parse(model.bytes, "tiny"));
   model.shape = ValueOrDie(ReadHyperParameters(*model.file));
-  model.backend = MakeBackend(isa);
-  model.isa = isa;
+  model.backend = MakeBackend(options);
+  model.options = options;
   return model;
 }
 
@@ -46,7 +54,7 @@ TestModel TestModel::FromFile(const std::string& path, const std::string& isa) {
   model.file = ValueOrDie(GgufFile::Open(path));
   model.shape = ValueOrDie(ReadHyperParameters(*model.file));
   model.backend = MakeBackend(isa);
-  model.isa = isa;
+  model.options.isa = isa;
   return model;
 }
 
@@ -60,7 +68,7 @@ StageRing::StageRing(const TestModel& model, StageRingOptions options) {
   if (options.layers.empty()) options.layers = {shape.num_layers};
   std::vector<const kernels::Backend*> backends = {model.backend.get()};
   for (uint32_t i = 1; i < options.shards; ++i) {
-    backends_.push_back(MakeBackend(model.isa));
+    backends_.push_back(MakeBackend(model.options));
     backends.push_back(backends_.back().get());
   }
   uint32_t first_layer = 0;
@@ -74,6 +82,7 @@ StageRing::StageRing(const TestModel& model, StageRingOptions options) {
     cache.block_tokens = options.block_tokens;
     cache.kv_heads = shape.num_kv_heads;
     cache.head_size = shape.head_size;
+    cache.type = options.kv_type;
     for (const ShardUse& use : stages_.back()->shards()) cache.shard_kv_heads.push_back(use.kv_heads);
     caches_.push_back(ValueOrDie(KvCache::Create(cache)));
     first_layer += layers;

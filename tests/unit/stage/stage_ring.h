@@ -22,14 +22,16 @@ struct TestModel {
   std::unique_ptr<GgufFile> file;
   HyperParameters shape;
   std::unique_ptr<kernels::Backend> backend;
-  std::string isa;
+  kernels::CpuBackendOptions options;  // unless isa is "reference"
 
+  static TestModel FromBytes(std::vector<uint8_t> bytes, const kernels::CpuBackendOptions& options);
   static TestModel FromBytes(std::vector<uint8_t> bytes, const std::string& isa);
   static TestModel FromFile(const std::string& path, const std::string& isa);
 };
 
 // "reference", or what kernels::MakeCpuBackend takes.
 std::unique_ptr<kernels::Backend> MakeBackend(const std::string& isa);
+std::unique_ptr<kernels::Backend> MakeBackend(const kernels::CpuBackendOptions& options);
 
 struct StageRingOptions {
   std::vector<uint32_t> layers = {};  // of each stage; empty: all in one
@@ -37,6 +39,7 @@ struct StageRingOptions {
   uint32_t num_blocks = 256;
   uint32_t block_tokens = 16;
   uint32_t shards = 1;  // of each stage
+  KvType kv_type = KvType::kF32;
 };
 
 class StageRing {

@@ -24,6 +24,9 @@ struct Model {
   std::string name;
   TinyLlamaOptions options;
   uint32_t most_shards;
+  kernels::ActivationType activations = kernels::ActivationType::kF32;
+  KvType kv_type = KvType::kF32;
+  size_t threads = 1;  // of each shard
 };
 
 void PrintTo(const Model& model, std::ostream* out) {
@@ -54,6 +57,26 @@ std::vector<Model> Models() {
   odd.options.ffn = 100;
   odd.options.hidden = 68;
   models.push_back(odd);
+  // The same on the default path: weights packed, activations of 8 bits, shorter keys and values.
+  Model k_quants = {"FourKvHeadsQ4_K", Sized(TensorType::kQ4_K, 8, 4, 128), 3};
+  k_quants.options.hidden = 256;
+  k_quants.options.ffn = 768;
+  k_quants.options.types_of = {{"attn_v.weight", TensorType::kQ6_K}, {"ffn_down.weight", TensorType::kQ6_K}};
+  const Model rounded[] = {models[0], models[2], models[3], k_quants};
+  for (Model model : rounded) {
+    model.activations = kernels::ActivationType::kInt8;
+    for (const KvType kv_type : {KvType::kF16, KvType::kI8}) {
+      model.kv_type = kv_type;
+      models.push_back(model);
+      models.back().name += kv_type == KvType::kF16 ? "_Int8KvF16" : "_Int8KvInt8";
+    }
+  }
+  Model threads = models[0];
+  threads.name += "_Int8TwoThreads";
+  threads.activations = kernels::ActivationType::kInt8;
+  threads.kv_type = KvType::kF16;
+  threads.threads = 2;
+  models.push_back(threads);
   return models;
 }
 
@@ -61,15 +84,21 @@ constexpr uint32_t kTokens = 140;
 
 class StageShardsTest : public ::testing::TestWithParam<Model> {
  protected:
-  StageShardsTest() : model_(TestModel::FromBytes(BuildTinyLlama(GetParam().options), "auto")) {
+  StageShardsTest()
+      : model_(TestModel::FromBytes(BuildTinyLlama(GetParam().options),
+                                    {.activations = GetParam().activations, .threads = GetParam().threads})) {
     sequence_.tokens = RandomTokens(kTokens, model_.shape.vocabulary_size, 1);
     sequence_.blocks = Blocks(0, kTokens);
   }
 
   // Of every row of the sequence, prefilled in chunks of so many.
   std::vector<float> Logits(uint32_t shards, const std::vector<uint32_t>& layers, uint32_t chunk) {
-    StageRing ring(model_, {.layers = layers, .max_rows = kTokens, .shards = shards});
+    StageRing ring(model_, RingOptions(shards, layers));
     return AllLogits(ring, sequence_, chunk);
+  }
+
+  static StageRingOptions RingOptions(uint32_t shards, const std::vector<uint32_t>& layers = {}) {
+    return {.layers = layers, .max_rows = kTokens, .shards = shards, .kv_type = GetParam().kv_type};
   }
 
   TestModel model_;
@@ -87,7 +116,7 @@ TEST_P(StageShardsTest, GiveTheBitsOfOneShard) {
       EXPECT_TRUE(IsBitEqual(Logits(shards, {3}, chunk), whole)) << shards << " shards, chunks of " << chunk;
     }
     EXPECT_TRUE(IsBitEqual(Logits(shards, {1, 2}, 64), whole)) << shards << " shards, 2 stages";
-    StageRing ring(model_, {.shards = shards});
+    StageRing ring(model_, RingOptions(shards));
     TestSequence begin = sequence_;
     begin.tokens.resize(20);
     const std::vector<float> expected(whole.begin(), whole.begin() + 20 * model_.shape.vocabulary_size);
@@ -106,9 +135,9 @@ TEST_P(StageShardsTest, GiveTheAnswersOfOneShard) {
     sampling.logprobs = 4;
     if (i % 3 == 0) segment.prompt_logprobs = 2;
   }
-  StageRing one(model_, {.max_rows = 200});
+  StageRing one(model_, RingOptions(1));
   const std::vector<SequenceResult> expected = one.Run(BatchOf(segments));
-  StageRing cut(model_, {.layers = {2, 1}, .max_rows = 200, .shards = GetParam().most_shards});
+  StageRing cut(model_, RingOptions(GetParam().most_shards, {2, 1}));
   const std::vector<SequenceResult> results = cut.Run(BatchOf(segments));
   ASSERT_EQ(results.size(), expected.size());
   for (size_t i = 0; i < results.size(); ++i) {
@@ -124,7 +153,7 @@ TEST_P(StageShardsTest, GiveTheAnswersOfOneShard) {
 // What shards share must be written before it is read, whoever is late: NaN would spread.
 TEST_P(StageShardsTest, WhatBuffersHeldBeforeDoesNotMatter) {
   const std::vector<float> whole = Logits(1, {3}, kTokens);
-  StageRing ring(model_, {.max_rows = kTokens, .shards = GetParam().most_shards});
+  StageRing ring(model_, RingOptions(GetParam().most_shards));
   const StageBatch batch = BatchOf({sequence_.Segment(0, 135)});
   for (int round = 0; round < 2; ++round) {
     const std::shared_ptr<PooledBuffer> residual = ring.stage(0).Run(batch, nullptr, ring.cache(0));
@@ -133,9 +162,13 @@ TEST_P(StageShardsTest, WhatBuffersHeldBeforeDoesNotMatter) {
     for (uint32_t layer = 0; layer < 3; ++layer) {
       for (uint32_t shard = 0; shard < GetParam().most_shards; ++shard) {
         const kernels::PagedKv kv = ring.cache(0).Layer(layer, shard);
-        const size_t floats = size_t{256} * kv.block_tokens * kv.kv_heads * kv.head_size;
-        std::fill_n(kv.key_blocks, floats, std::numeric_limits<float>::quiet_NaN());
-        std::fill_n(kv.value_blocks, floats, std::numeric_limits<float>::quiet_NaN());
+        const size_t heads = ring.limits().num_blocks * kv.block_tokens * kv.kv_heads;
+        const size_t bytes = heads * kv.head_size * kernels::KvElementBytes(kv.type);
+        std::fill_n(kv.key_blocks, bytes, 0xFF);  // NaN in float32 and float16
+        std::fill_n(kv.value_blocks, bytes, 0xFF);
+        if (kv.key_scales == nullptr) continue;
+        std::fill_n(kv.key_scales, heads, std::numeric_limits<float>::quiet_NaN());
+        std::fill_n(kv.value_scales, heads, std::numeric_limits<float>::quiet_NaN());
       }
     }
   }
@@ -143,9 +176,9 @@ TEST_P(StageShardsTest, WhatBuffersHeldBeforeDoesNotMatter) {
 }
 
 TEST_P(StageShardsTest, WeightsAndKvHeadsAreThoseOfTheModelTogether) {
-  StageRing one(model_, {});
+  StageRing one(model_, RingOptions(1));
   for (uint32_t shards = 1; shards <= GetParam().most_shards; ++shards) {
-    StageRing ring(model_, {.shards = shards});
+    StageRing ring(model_, RingOptions(shards));
     const std::vector<ShardUse> uses = ring.stage(0).shards();
     ASSERT_THAT(uses, SizeIs(shards));
     uint64_t bytes = 0;
@@ -157,14 +190,17 @@ TEST_P(StageShardsTest, WeightsAndKvHeadsAreThoseOfTheModelTogether) {
     }
     EXPECT_EQ(kv_heads, model_.shape.num_kv_heads);
     EXPECT_EQ(bytes, ring.stage(0).weight_bytes());
+    // What is packed begins on a page, for each shard: 7 matrices of 3 layers, and the output's.
+    const bool packs = GetParam().activations == kernels::ActivationType::kInt8;
+    const double padding = packs ? shards * 22 * 4096.0 : 0;
     EXPECT_NEAR(static_cast<double>(bytes), static_cast<double>(one.stage(0).weight_bytes()),
-                0.05 * static_cast<double>(bytes));
+                0.05 * static_cast<double>(bytes) + padding);
   }
 }
 
 TEST_P(StageShardsTest, TimeInCollectivesIsCounted) {
-  StageRing one(model_, {});
-  StageRing two(model_, {.shards = 2});
+  StageRing one(model_, RingOptions(1));
+  StageRing two(model_, RingOptions(2));
   const StageBatch batch = BatchOf({sequence_.Segment(0, 3)});
   one.Run(batch);
   EXPECT_EQ(one.stage(0).collective_ns(), 0);
