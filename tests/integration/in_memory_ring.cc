@@ -45,9 +45,6 @@ InMemoryRing::InMemoryRing(const TinyLlamaOptions& model, const InMemoryRingOpti
   auto shape = ReadHyperParameters(*file_);
   MILLRACE_CHECK(shape.ok());
   shape_ = *shape;
-  auto backend = kernels::MakeCpuBackend({.isa = "auto"});
-  MILLRACE_CHECK(backend.ok());
-  backend_ = *std::move(backend);
   SchedulerOptions scheduler;
   scheduler.context_tokens = shape_.context_tokens;
   scheduler.max_rows = options_.max_rows;
@@ -78,12 +75,15 @@ void InMemoryRing::MakeStage(size_t index) {
   layout.num_layers = options_.layers[index];
   layout.first = index == 0;
   layout.last = index + 1 == stages_.size();
-  auto model = StageModel::Create(*file_, shape_, {backend_.get()},
+  auto backend = kernels::MakeCpuBackend(options_.backend);
+  MILLRACE_CHECK(backend.ok());
+  stage.backend = *std::move(backend);
+  auto model = StageModel::Create(*file_, shape_, {stage.backend.get()},
                                   {layout, options_.max_rows, shape_.context_tokens});
   MILLRACE_CHECK(model.ok());
   stage.model = *std::move(model);
-  auto cache = KvCache::Create(
-      {layout.num_layers, options_.num_blocks, options_.block_tokens, shape_.num_kv_heads, shape_.head_size});
+  auto cache = KvCache::Create({layout.num_layers, options_.num_blocks, options_.block_tokens,
+                                shape_.num_kv_heads, shape_.head_size, options_.kv_type});
   MILLRACE_CHECK(cache.ok());
   stage.cache = *std::move(cache);
   stage.inbox = std::make_unique<StageInbox>(2 * max_in_flight_ + 2);

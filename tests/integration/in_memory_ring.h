@@ -29,6 +29,8 @@ struct InMemoryRingOptions {
   uint32_t num_blocks = 512;
   uint32_t block_tokens = 16;
   bool prefix_cache = true;
+  kernels::CpuBackendOptions backend = {};  // of each stage
+  KvType kv_type = KvType::kF32;
 };
 
 struct SequenceOutcome {
@@ -61,6 +63,7 @@ class InMemoryRing {
 
  private:
   struct Stage {
+    std::unique_ptr<kernels::Backend> backend;
     std::unique_ptr<StageModel> model;
     std::unique_ptr<KvCache> cache;
     std::unique_ptr<StageInbox> inbox;
@@ -82,7 +85,6 @@ class InMemoryRing {
   std::vector<uint8_t> bytes_;
   std::unique_ptr<GgufFile> file_;
   HyperParameters shape_;
-  std::unique_ptr<kernels::Backend> backend_;
   BoundedQueue<Returned> returned_;
   std::vector<Stage> stages_;
   std::unique_ptr<Scheduler> scheduler_;

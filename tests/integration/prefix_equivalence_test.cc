@@ -48,11 +48,13 @@ std::vector<SequenceRequest> Requests() {
   return requests;
 }
 
-TinyLlamaOptions Model() {
-  TinyLlamaOptions model;
-  model.layers = 3;
-  return model;
-}
+// What stages compute with.
+struct Path {
+  const char* name;
+  TensorType weights;
+  kernels::ActivationType activations;
+  KvType kv_type;
+};
 
 // One after another, or as the ring goes on.
 std::vector<Arrival> Arrivals(const std::vector<SequenceRequest>& requests, uint64_t microbatches_between) {
@@ -62,14 +64,29 @@ std::vector<Arrival> Arrivals(const std::vector<SequenceRequest>& requests, uint
 }
 constexpr uint64_t kOneAfterAnother = 1000000;
 
-class PrefixEquivalenceTest : public ::testing::Test {
+class PrefixEquivalenceTest : public ::testing::TestWithParam<Path> {
  protected:
+  static TinyLlamaOptions Model() {
+    TinyLlamaOptions model;
+    model.layers = 3;
+    model.type = GetParam().weights;
+    return model;
+  }
+  static InMemoryRingOptions Options(InMemoryRingOptions options) {
+    options.backend.activations = GetParam().activations;
+    options.kv_type = GetParam().kv_type;
+    return options;
+  }
+  static InMemoryRingOptions WithoutCache() {
+    InMemoryRingOptions options = Options({{3}, 128, 1, 512});
+    options.prefix_cache = false;
+    return options;
+  }
+
   // Each alone, with nothing to find.
   void SetUp() override {
     requests_ = Requests();
-    InMemoryRingOptions options{{3}, 128, 1, 512};
-    options.prefix_cache = false;
-    InMemoryRing ring(Model(), options);
+    InMemoryRing ring(Model(), WithoutCache());
     expected_ = ring.Run(Arrivals(requests_, kOneAfterAnother));
     for (const auto& [id, outcome] : expected_) ASSERT_EQ(outcome.cached_prompt_tokens, 0u);
   }
@@ -77,11 +94,17 @@ class PrefixEquivalenceTest : public ::testing::Test {
   std::vector<SequenceRequest> requests_;
   Outcomes expected_;
 };
+INSTANTIATE_TEST_SUITE_P(
+    Paths, PrefixEquivalenceTest,
+    ::testing::Values(Path{"F32", TensorType::kF32, kernels::ActivationType::kF32, KvType::kF32},
+                      Path{"Int8KvF16", TensorType::kQ8_0, kernels::ActivationType::kInt8, KvType::kF16},
+                      Path{"Int8KvInt8", TensorType::kQ4_1, kernels::ActivationType::kInt8, KvType::kI8}),
+    [](const auto& info) { return info.param.name; });
 
-TEST_F(PrefixEquivalenceTest, OneAfterAnotherWithEverySizeOfBlocks) {
+TEST_P(PrefixEquivalenceTest, OneAfterAnotherWithEverySizeOfBlocks) {
   for (const uint32_t block : {16u, 32u, 64u}) {
     SCOPED_TRACE(block);
-    InMemoryRingOptions options{{2, 1}, 32, 0, 8192 / block};
+    InMemoryRingOptions options = Options({{2, 1}, 32, 0, 8192 / block});
     options.block_tokens = block;
     InMemoryRing ring(Model(), options);
     const Outcomes outcomes = ring.Run(Arrivals(requests_, kOneAfterAnother));
@@ -95,8 +118,8 @@ TEST_F(PrefixEquivalenceTest, OneAfterAnotherWithEverySizeOfBlocks) {
   }
 }
 
-TEST_F(PrefixEquivalenceTest, TheNextTurnFindsPromptAndAnswer) {
-  InMemoryRing ring(Model(), {{2, 1}, 64, 0, 512});
+TEST_P(PrefixEquivalenceTest, TheNextTurnFindsPromptAndAnswer) {
+  InMemoryRing ring(Model(), Options({{2, 1}, 64, 0, 512}));
   std::vector<TokenId> turn = requests_[0].prompt;
   const std::vector<TokenId>& answer = expected_.at(SequenceId(1)).tokens;
   turn.insert(turn.end(), answer.begin(), answer.end());
@@ -105,31 +128,27 @@ TEST_F(PrefixEquivalenceTest, TheNextTurnFindsPromptAndAnswer) {
   const Outcomes outcomes = ring.Run(Arrivals({requests_[0], next}, kOneAfterAnother));
   // 150 + 20 tokens; the last one generated was never computed.
   EXPECT_EQ(outcomes.at(SequenceId(9)).cached_prompt_tokens, 160u);
-  InMemoryRingOptions off{{3}, 128, 1, 512};
-  off.prefix_cache = false;
-  InMemoryRing plain(Model(), off);
+  InMemoryRing plain(Model(), WithoutCache());
   ExpectSame(plain.Run({{0, next}}).at(SequenceId(9)), outcomes.at(SequenceId(9)));
 }
 
-TEST_F(PrefixEquivalenceTest, WhileOthersAreStillComputingTheSame) {
+TEST_P(PrefixEquivalenceTest, WhileOthersAreStillComputingTheSame) {
   for (const uint32_t max_rows : {16u, 17u, 128u}) {
     for (const uint64_t between : {0u, 1u, 3u}) {
       SCOPED_TRACE(::testing::Message() << max_rows << " rows, " << between << " microbatches between");
-      InMemoryRing ring(Model(), {{1, 1, 1}, max_rows, 5, 512});
+      InMemoryRing ring(Model(), Options({{1, 1, 1}, max_rows, 5, 512}));
       const Outcomes outcomes = ring.Run(Arrivals(requests_, between));
       for (const auto& [id, expected] : expected_) ExpectSame(expected, outcomes.at(id));
     }
   }
 }
 
-TEST_F(PrefixEquivalenceTest, WhenKvBlocksRunOutAndSequencesAreRecomputed) {
+TEST_P(PrefixEquivalenceTest, WhenKvBlocksRunOutAndSequencesAreRecomputed) {
   // Each with an end of its own: what they share is not enough.
   for (size_t i = 0; i < requests_.size(); ++i) requests_[i].max_tokens = 60;
-  InMemoryRingOptions off{{3}, 128, 1, 512};
-  off.prefix_cache = false;
-  InMemoryRing plain(Model(), off);
+  InMemoryRing plain(Model(), WithoutCache());
   const Outcomes expected = plain.Run(Arrivals(requests_, kOneAfterAnother));
-  InMemoryRing ring(Model(), {{2, 1}, 64, 4, 28});
+  InMemoryRing ring(Model(), Options({{2, 1}, 64, 4, 28}));
   const Outcomes outcomes = ring.Run(Arrivals(requests_, 1));
   EXPECT_GT(ring.preemptions(), 0u);
   for (const auto& [id, outcome] : expected) ExpectSame(outcome, outcomes.at(id));

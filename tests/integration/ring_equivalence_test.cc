@@ -61,6 +61,8 @@ std::vector<Arrival> AmongOthers() {
 struct Shape {
   const char* name;
   TinyLlamaOptions model;
+  kernels::CpuBackendOptions backend = {};
+  KvType kv_type = KvType::kF32;
 };
 
 std::vector<Shape> Shapes() {
@@ -78,15 +80,25 @@ std::vector<Shape> Shapes() {
   untied.kv_heads = 1;
   untied.rope_freqs = true;
   untied.seed = 5;
-  return {{"F32", plain}, {"Q4_1", quantised}, {"Q8_0_untied", untied}};
+  const kernels::CpuBackendOptions rounded = {.activations = kernels::ActivationType::kInt8};
+  kernels::CpuBackendOptions two_threads = rounded;
+  two_threads.threads = 2;
+  return {{"F32", plain},
+          {"Q4_1", quantised},
+          {"Q8_0_untied", untied},
+          {"Q4_1_Int8KvF16", quantised, rounded, KvType::kF16},
+          {"Q8_0_untied_Int8KvInt8", untied, rounded, KvType::kI8},
+          {"Q4_1_Int8KvF16_TwoThreads", quantised, two_threads, KvType::kF16}};
 }
 
 class RingEquivalenceTest : public ::testing::TestWithParam<Shape> {
  protected:
-  // What each subject gives alone, on one stage, in one chunk.
+  // What each subject gives alone, on one stage of one thread, in one chunk.
   void SetUp() override {
     for (const SequenceRequest& subject : Subjects()) {
-      InMemoryRing ring(GetParam().model, {{5}, 128, 1, 512});
+      InMemoryRingOptions options = Options({{5}, 128, 1, 512});
+      options.backend.threads = 1;
+      InMemoryRing ring(GetParam().model, options);
       expected_[subject.id] = ring.Run(Alone(subject)).at(subject.id);
       ASSERT_TRUE(expected_[subject.id].status.ok());
       ASSERT_FALSE(expected_[subject.id].tokens.empty());
@@ -94,7 +106,14 @@ class RingEquivalenceTest : public ::testing::TestWithParam<Shape> {
     }
   }
 
-  void ExpectEqual(const InMemoryRingOptions& options, bool among_others) {
+  static InMemoryRingOptions Options(InMemoryRingOptions options) {
+    options.backend = GetParam().backend;
+    options.kv_type = GetParam().kv_type;
+    return options;
+  }
+
+  void ExpectEqual(const InMemoryRingOptions& layout, bool among_others) {
+    const InMemoryRingOptions options = Options(layout);
     if (among_others) {
       InMemoryRing ring(GetParam().model, options);
       const Outcomes outcomes = ring.Run(AmongOthers());
@@ -134,7 +153,7 @@ TEST_P(RingEquivalenceTest, WhateverTheChunkSize) {
 }
 
 TEST_P(RingEquivalenceTest, WhenKvBlocksRunOutAndSequencesAreRecomputed) {
-  InMemoryRing ring(GetParam().model, {{3, 2}, 64, 3, 12});
+  InMemoryRing ring(GetParam().model, Options({{3, 2}, 64, 3, 12}));
   const Outcomes outcomes = ring.Run(AmongOthers());
   EXPECT_GT(ring.preemptions(), 0u);
   for (const auto& [id, expected] : expected_) ExpectSame(expected, outcomes.at(id));
