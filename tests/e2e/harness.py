@@ -265,7 +265,8 @@ class Client:
 class Cluster:
     """A coordinator and its workers. As a context manager it is stopped in order, and every exit code must be 0."""
 
-    def __init__(self, model, folder, stages=2, layers=None, coordinator=(), worker=(), wait=True):
+    def __init__(self, model, folder, stages=2, layers=None, coordinator=(), worker=(), each_worker=None, wait=True):
+        """`worker`: options of all workers; `each_worker`: further ones, a list for each stage."""
         self.model, self.folder, self.stages = str(model), folder, stages
         self.worker_args = list(worker)
         self.processes, self.workers, self.client = [], [], None
@@ -276,7 +277,8 @@ class Cluster:
         try:
             self.coordinator = self._start("coordinator", command)
             self.address = self.coordinator.address()
-            self.workers = [self.start_worker(stage) for stage in range(stages)]
+            each = each_worker or [()] * stages
+            self.workers = [self.start_worker(stage, *each[stage]) for stage in range(stages)]
             self.client = Client(self.address)
             if wait:
                 self.wait_serving()

@@ -65,6 +65,32 @@ def assert_same(actual, expected, where):
             assert a == b, f"{where}: request {index} has other {what}"
 
 
+def instruction_sets():
+    """What --isa of a worker takes on this machine, the slowest first."""
+    with open("/proc/cpuinfo", encoding="ascii") as info:
+        flags = set(next((line for line in info if line.startswith("flags")), "").split())
+    avx2 = {"avx2", "fma", "f16c"}
+    avx512 = avx2 | {"avx512f", "avx512bw", "avx512dq", "avx512vl"}
+    needs = {"portable": set(), "avx2": avx2, "avx512": avx512, "avx512vnni": avx512 | {"avx512_vnni"}}
+    return [isa for isa, needed in needs.items() if needed <= flags]
+
+
+def test_same_bits_whatever_machines_a_ring_is_made_of(random_model, start_cluster):
+    """On the default path: workers of all instruction sets, with threads and shards of their own, in one ring."""
+    model = random_model("q4_1")
+    sets = instruction_sets()
+    shares = [(), ("--threads", 2), ("--tensor-parallel", 2), ("--threads", 2, "--tensor-parallel", 2)]
+    mixed = [("--isa", sets[i % len(sets)], *shares[i]) for i in range(4)]
+    expected = None
+    for each in ([("--isa", "portable", "--threads", 1)], mixed, [mixed[2], mixed[1]]):
+        cluster = start_cluster(model, stages=len(each), each_worker=each)
+        bits = [answer.bits() for answer in cluster.client.generate_all(requests())]
+        expected = expected or bits
+        assert_same(bits, expected, f"workers with {each}")
+        cluster.client.wait_idle()
+        cluster.stop()
+
+
 def test_the_real_model_too(real_model, golden, start_cluster):
     cases = [case for case in golden if case["name"] in ("story", "german", "chat_system")]
     messages = [harness.request(case["ids"], 16, sampling, logprobs=4)
