@@ -254,6 +254,22 @@ TEST_P(StageModelTest, EightBitActivationsGiveNearlyTheSame) {
   }
 }
 
+TEST(StagePackingTest, TakesLittleMoreThanTheFile) {
+  for (const TensorType type : {TensorType::kQ4_1, TensorType::kQ8_0, TensorType::kQ4_K}) {
+    TinyLlamaOptions options = OfType(type);
+    options.layers = 1;
+    options.hidden = options.ffn = 1024;
+    options.heads = options.kv_heads = 8;
+    options.head_size = 128;
+    options.tied = false;
+    TestModel model = TestModel::FromBytes(BuildTinyLlama(options), "auto");
+    const uint64_t exact = StageRing(model, {}).stage(0).weight_bytes();
+    model.backend = MakeBackend(kernels::CpuBackendOptions{.activations = kernels::ActivationType::kInt8});
+    const uint64_t packed = StageRing(model, {}).stage(0).weight_bytes();
+    EXPECT_LE(packed, exact * 1.03) << NameOf(type);
+  }
+}
+
 class StageSampleTest : public ::testing::Test {
  protected:
   StageSampleTest() : model_(TestModel::FromBytes(BuildTinyLlama(TinyLlamaOptions()), "auto")) {}
