@@ -251,6 +251,7 @@ void ClusterController::Measure(const MeasureWorker& action) {
   measure->set_max_rows(options_.max_rows);
   measure->set_context_tokens(options_.context_tokens);
   measure->set_block_tokens(options_.block_tokens);
+  measure->set_brief(action.brief);
   SetChoice(options_.cluster.numeric, action.cores, measure);
   Send(action.worker, std::move(message));
 }

@@ -126,7 +126,7 @@ bool ClusterState::AllMeasured() {
     all = false;
     if (worker.measure_asked) continue;
     worker.measure_asked = true;
-    actions_.push_back(MeasureWorker{stages_[stage], CoresOf(stage)});
+    actions_.push_back(MeasureWorker{stages_[stage], CoresOf(stage), num_stages() == 1});
   }
   return all;
 }

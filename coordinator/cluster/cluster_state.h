@@ -90,6 +90,7 @@ struct RefuseWorker {  // ends its control stream
 struct MeasureWorker {
   WorkerId worker;
   CoreShare cores;
+  bool brief = false;  // nothing is placed by it
 };
 struct BeginEpoch {  // hops of this epoch may come from now on
   Epoch epoch;

@@ -99,6 +99,10 @@ absl::StatusOr<WorkerProfile> StageHost::Measure(const v1::Measure& measure) {
   options.context_tokens = measure.context_tokens();
   options.block_tokens = measure.block_tokens();
   options.kv_type = choice.numeric.kv;
+  if (measure.brief()) {
+    options.enough = kBriefProfileEnough;
+    options.limit = kBriefProfileLimit;
+  }
   return MeasureProfile(*file_, hyper_parameters_, Pointers(backends_), options);
 }
 

@@ -23,6 +23,10 @@ struct StageProfilerOptions {
   absl::Duration limit = absl::Seconds(3);  // begin nothing that is likely to end later
 };
 
+// `enough` and `limit` where the profile is only a first guess, and somebody waits for it.
+inline constexpr absl::Duration kBriefProfileEnough = absl::Milliseconds(50);
+inline constexpr absl::Duration kBriefProfileLimit = absl::Milliseconds(150);
+
 // One transformer layer as decodes of 1, 2, 4, ... 128 rows at the start of their contexts and of a few rows
 // further on, as prefill chunks at both places, and the output head: the median of up to kProfileRounds
 // rounds each, in CPU time of the calling thread (shard 0), so that other processes do not make this worker

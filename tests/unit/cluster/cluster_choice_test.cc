@@ -111,6 +111,21 @@ TEST(ClusterChoiceTest, DividesTheCoresAmongWorkersThatMayUseTheSame) {
   }
 }
 
+// An only stage has all layers anyway.
+TEST(ClusterChoiceTest, MeasuresBrieflyWhereNothingIsPlacedByIt) {
+  for (const uint32_t stages : {1u, 2u}) {
+    ClusterState state(Options(stages));
+    for (uint64_t id = 1; id <= stages; ++id) {
+      WorkerHello hello = Hello();
+      hello.measures = true;
+      state.OnHello(WorkerId(id), hello, absl::UnixEpoch());
+    }
+    const auto asked = Take<MeasureWorker>(state);
+    ASSERT_EQ(asked.size(), stages);
+    for (const MeasureWorker& measure : asked) EXPECT_EQ(measure.brief, stages == 1);
+  }
+}
+
 TEST(ClusterChoiceTest, AWorkerThatWaitsAsASpareTakesNoCores) {
   ClusterState state(Options(1));
   for (uint64_t id = 1; id <= 2; ++id) {

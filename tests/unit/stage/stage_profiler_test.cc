@@ -96,6 +96,21 @@ TEST_F(StageProfilerTest, RefusesSizesOfZero) {
   EXPECT_EQ(Measure(128, 0).status().code(), absl::StatusCode::kInvalidArgument);
 }
 
+// So little time still gives the slope of a layer's cost, and a head.
+TEST_F(StageProfilerTest, ABriefProfileHasPointsToStartFrom) {
+  Make({});
+  StageProfilerOptions options;
+  options.max_rows = 128;
+  options.context_tokens = 512;
+  options.enough = kBriefProfileEnough;
+  options.limit = kBriefProfileLimit;
+  const auto profile = MeasureProfile(*file_, shape_, {backend_.get()}, options);
+  ASSERT_TRUE(profile.ok());
+  EXPECT_NE(Find(profile->layer, 1, 1, false), nullptr);
+  EXPECT_NE(Find(profile->layer, 2, 2, false), nullptr);
+  EXPECT_NE(Find(profile->head, 1, 1, false), nullptr);
+}
+
 // A limit that is over at once still gives one point of each kind.
 TEST_F(StageProfilerTest, LeavesOutWhatTakesTooLong) {
   Make({});
