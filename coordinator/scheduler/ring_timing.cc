@@ -9,6 +9,7 @@ namespace {
 
 constexpr double kSmoothing = 0.05;
 constexpr double kLargestStep = 4;
+constexpr double kClearGain = 0.92;
 
 // Longer than any microbatch or hop can take: the ring would have been given up.
 constexpr double kMaxSeconds = 3600;
@@ -89,9 +90,27 @@ uint32_t RingTiming::Slots(uint32_t cap, const BatchFeatures& decodes) const {
   constexpr double kRounding = 1e-6;
   const double slots = std::ceil(num_stages_ * (t + hop_.value()) / t - kRounding);
   const uint32_t full = slots >= cap ? cap : std::max(num_stages_, static_cast<uint32_t>(slots));
-  if (num_stages_ > 1 || full < 2 || decodes.decode_rows < 2 || costs().empty()) return full;
+  if (decodes.decode_rows < 2 || costs().empty()) return full;
+  return FewerSlots(full, decodes);
+}
+
+uint32_t RingTiming::FewerSlots(uint32_t full, const BatchFeatures& decodes) const {
   const SlowestStageCost cost(costs());
-  return cost(decodes) + hop_.value() < full * cost(decodes.Share(full)) ? 1 : full;
+  const auto round = [&](uint32_t slots) {
+    const double t = cost(decodes.Share(slots));
+    return std::max(slots * t, num_stages_ * (t + hop_.value()));
+  };
+  // Bubbles are certain, the predicted gain is not: several stages stay full unless it is clear.
+  const double clear_gain = num_stages_ == 1 ? 1 : kClearGain;
+  uint32_t best = full;
+  double least = clear_gain * round(full);
+  for (uint32_t slots = num_stages_; slots < full; ++slots) {
+    if (const double seconds = round(slots); seconds < least) {
+      best = slots;
+      least = seconds;
+    }
+  }
+  return best;
 }
 
 }  // namespace millrace

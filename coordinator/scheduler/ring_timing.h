@@ -50,9 +50,10 @@ class RingTiming {
   // slowest stage waits for the first to come round again. One more than stages while t or c is unknown. At
   // most `cap`.
   //
-  // `decodes`: all that runs, where that is decodes only; else empty. A single stage gets 1 where one
-  // microbatch of them all and a hop take less than m of their share each: the weights are read once
-  // instead of m times.
+  // `decodes`: all that runs, where that is decodes only; else empty. Then fewer, at least p, where a round
+  // of all of them, max(m t, p (t + c)) with t for a share of 1 / m, is predicted to take less: each
+  // microbatch reads the weights once, and few rows hardly take less time than some more. Several stages ask
+  // for a clear gain.
   uint32_t Slots(uint32_t cap, const BatchFeatures& decodes) const;
 
   // What of a round is spent outside stages, over p; 0: unknown. Needs no offsets between clocks: times
@@ -63,6 +64,8 @@ class RingTiming {
   double slowest_stage_seconds() const;  // of a typical microbatch; 0: unknown
 
  private:
+  uint32_t FewerSlots(uint32_t full, const BatchFeatures& decodes) const;
+
   uint32_t num_stages_ = 1;
   std::vector<StageCostModel> models_;  // by stage
   std::vector<SmoothedSeconds> busy_;   // by stage

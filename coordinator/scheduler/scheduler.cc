@@ -157,8 +157,7 @@ void Scheduler::Impl::ApplyToken(Sequence* sequence, SequenceResult result, absl
 
 uint32_t Scheduler::Impl::Slots() const {
   BatchFeatures decodes;
-  // Only a single stage asks what they are.
-  if (ring->num_stages == 1 && running.size() <= options.max_rows) {
+  if (running.size() <= options.max_rows) {
     for (const auto& [order, sequence] : running) {
       if (!ViewOf(*sequence).decoding()) {
         decodes = {};

@@ -71,18 +71,27 @@ TEST(RingTimingTest, LeavesDecodesTogetherOnASingleStage) {
   EXPECT_EQ(OneStage(1 * kMs).Slots(64, Decodes(16)), 1u);    // 20 + 1 < 2 (4 + 8)
   EXPECT_EQ(OneStage(3.9 * kMs).Slots(64, Decodes(16)), 1u);  // 20 + 3.9
   EXPECT_EQ(OneStage(4.1 * kMs).Slots(64, Decodes(16)), 2u);
-  EXPECT_EQ(OneStage(9 * kMs).Slots(64, Decodes(16)), 3u);  // 20 + 9 > 3 (4 + 16 / 3)
+  EXPECT_EQ(OneStage(9 * kMs).Slots(64, Decodes(16)), 2u);  // 2 (4 + 8) < 20 + 9, 3 (4 + 16 / 3)
   EXPECT_EQ(OneStage(1 * kMs).Slots(64, Decodes(1)), 2u);   // nothing to put together
   EXPECT_EQ(OneStage(1 * kMs).Slots(64, {}), 2u);           // prefill runs
   EXPECT_EQ(OneStage(1 * kMs).Slots(1, Decodes(16)), 1u);
 }
 
-TEST(RingTimingTest, KeepsSeveralStagesFull) {
+// `fixed` ms to read the weights, and 1 ms a row.
+RingTiming TwoStages(double fixed, double hop) {
   StageCost cost;
-  cost.fixed = 40 * kMs;
-  RingTiming timing(2, {cost, cost}, kMs);
-  timing.OnPlanned(Decodes(1));
-  EXPECT_EQ(timing.Slots(64, Decodes(16)), 3u);
+  cost.fixed = fixed * kMs;
+  cost.rows = {{0, 0}, {1, 1 * kMs}};
+  RingTiming timing(2, {cost, cost}, hop * kMs);
+  timing.OnPlanned(Decodes(8));
+  return timing;
+}
+
+TEST(RingTimingTest, KeepsSeveralStagesFullUnlessFewerMicrobatchesAreClearlyFaster) {
+  EXPECT_EQ(TwoStages(40, 1).Slots(64, Decodes(16)), 2u);   // 2 (40 + 8 + 1) < 0.92 * 3 (40 + 16 / 3)
+  EXPECT_EQ(TwoStages(40, 20).Slots(64, Decodes(16)), 3u);  // 2 (40 + 8 + 20) = 3 (40 + 16 / 3)
+  EXPECT_EQ(TwoStages(1, 0.1).Slots(64, Decodes(16)), 3u);  // 2 (1 + 8 + 0.1) > 0.92 * 3 (1 + 16 / 3)
+  EXPECT_EQ(TwoStages(40, 1).Slots(64, {}), 3u);            // prefill runs
 }
 
 TEST(RingTimingTest, StartsFromWhatIsKnownBefore) {
