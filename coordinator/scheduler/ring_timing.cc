@@ -9,7 +9,7 @@ namespace {
 
 constexpr double kSmoothing = 0.05;
 constexpr double kLargestStep = 4;
-constexpr double kClearGain = 0.92;
+constexpr double kClearGain = 0.9;
 
 // Longer than any microbatch or hop can take: the ring would have been given up.
 constexpr double kMaxSeconds = 3600;

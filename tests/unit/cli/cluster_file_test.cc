@@ -116,7 +116,7 @@ TEST(PlanViewTest, ShowsTheTextbooksFiguresBesideTheExactOnes) {
   EXPECT_THAT(text, HasSubstr("about 2.1 GB (batch 1, 4096 tokens)"));
   EXPECT_THAT(text, HasSubstr("2.0 GiB"));
   EXPECT_THAT(text, HasSubstr("estimated from published"));
-  EXPECT_THAT(text, HasSubstr("by formula only"));
+  EXPECT_THAT(text, HasSubstr("by formula, not simulated"));
   const std::string json = PlanJson(request, *plan);
   EXPECT_THAT(json, HasSubstr("\"tensor_parallel\":2"));
   EXPECT_THAT(json, HasSubstr("\"weight_bytes\":13476831232"));

@@ -44,7 +44,9 @@ TEST(RingSimulatorTest, OneSequenceLeavesOneMinusOneOverP) {
 }
 
 TEST(RingSimulatorTest, ManySequencesFillThePipeline) {
-  RingSimulation ring = Ring({0.010, 0.010, 0.010, 0.010}, 0.001);
+  RingSimulation ring = Ring({0.001, 0.001, 0.001, 0.001}, 0.001);
+  // Rows count more than microbatches, so that fewer of these would be no gain.
+  for (StageCost& cost : ring.shape.stage_costs) cost.rows = {{0, 0}, {1, 0.0006}};
   AddSteady(ring, 64, 200);
   const SimulationResult result = SimulateRing(ring);
   EXPECT_LT(result.bubble, 0.01);

@@ -88,9 +88,9 @@ RingTiming TwoStages(double fixed, double hop) {
 }
 
 TEST(RingTimingTest, KeepsSeveralStagesFullUnlessFewerMicrobatchesAreClearlyFaster) {
-  EXPECT_EQ(TwoStages(40, 1).Slots(64, Decodes(16)), 2u);   // 2 (40 + 8 + 1) < 0.92 * 3 (40 + 16 / 3)
+  EXPECT_EQ(TwoStages(40, 1).Slots(64, Decodes(16)), 2u);   // 2 (40 + 8 + 1) < 0.9 * 3 (40 + 16 / 3)
   EXPECT_EQ(TwoStages(40, 20).Slots(64, Decodes(16)), 3u);  // 2 (40 + 8 + 20) = 3 (40 + 16 / 3)
-  EXPECT_EQ(TwoStages(1, 0.1).Slots(64, Decodes(16)), 3u);  // 2 (1 + 8 + 0.1) > 0.92 * 3 (1 + 16 / 3)
+  EXPECT_EQ(TwoStages(1, 0.1).Slots(64, Decodes(16)), 3u);  // 2 (1 + 8 + 0.1) > 0.9 * 3 (1 + 16 / 3)
   EXPECT_EQ(TwoStages(40, 1).Slots(64, {}), 3u);            // prefill runs
 }
 
