@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
@@ -19,8 +20,9 @@ struct StageProfilerOptions {
   uint32_t block_tokens = 16;
   KvType kv_type = KvType::kF32;
   absl::Duration enough =
-      absl::Milliseconds(800);              // repeat until so much was spent, at most kProfileRounds times
-  absl::Duration limit = absl::Seconds(3);  // begin nothing that is likely to end later
+      absl::Milliseconds(800);               // repeat until so much was spent, at most kProfileRounds times
+  absl::Duration limit = absl::Seconds(3);   // begin nothing that is likely to end later
+  std::function<int64_t()> nanos = nullptr;  // what to measure with; null: CPU time of the calling thread
 };
 
 // `enough` and `limit` where the profile is only a first guess, and somebody waits for it.
