@@ -1,8 +1,10 @@
 // The table of ops of one backend. One layer implementation (worker/stage) serves every backend through it.
 //
-// Every op: pointers are to float32 unless typed otherwise, row-major, not overlapping unless the op's header
-// says so. A row's result has the same bits whatever other rows are in the call (see docs/DECISIONS.md, "same
-// bits").
+// Every op: pointers are to the backend's memory (Device::Allocate in worker/device; host memory for CPU
+// backends), but for what a header says is in host memory; work may go on after an op returns, in the order
+// of calls (Device::Finish waits). Pointers are to float32 unless typed otherwise, row-major, not overlapping
+// unless the op's header says so. A row's result has the same bits whatever other rows are in the call (see
+// docs/DECISIONS.md, "same bits").
 #pragma once
 
 #include <memory>
@@ -11,7 +13,9 @@
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "kernels/batch.h"
 #include "kernels/embed.h"
+#include "kernels/fused.h"
 #include "kernels/matmul.h"
 #include "kernels/matmul_input.h"
 #include "kernels/paged_attention.h"
@@ -49,6 +53,14 @@ class Backend {
   // What MatMul takes. Points to args.x and args.buffer.
   virtual MatMulInput PrepareInput(const PrepareInputArgs& args) const = 0;
 
+  // Bytes of each PlaceBatchArgs buffer, where no sequence is longer than context_tokens. 0: none is needed.
+  virtual size_t BatchBytes(size_t /*max_rows*/, size_t /*context_tokens*/, size_t /*block_tokens*/) const {
+    return 0;
+  }
+  virtual BatchRows PlaceBatch(const PlaceBatchArgs& args) const {
+    return {args.rows, args.positions, args.segments, nullptr};
+  }
+
   virtual void Embed(const EmbedArgs& args) const = 0;
   virtual void RmsNorm(const RmsNormArgs& args) const = 0;
   virtual void MatMul(const MatMulArgs& args) const = 0;
@@ -57,6 +69,13 @@ class Backend {
   virtual void StoreKv(const StoreKvArgs& args) const = 0;
   virtual void PagedAttention(const PagedAttentionArgs& args) const = 0;
   virtual void SwiGlu(const SwiGluArgs& args) const = 0;
+
+  // Several ops in one, with the bits of one after the other, which is what they do unless a backend knows
+  // better.
+  virtual MatMulInput NormAndPrepare(const NormAndPrepareArgs& args) const;
+  virtual void MatMulAll(absl::Span<const MatMulArgs> products) const;  // of one input; outs do not overlap
+  virtual void RopeAndStoreKv(const RopeAndStoreKvArgs& args) const;
+  virtual MatMulInput SwiGluAndPrepare(const SwiGluAndPrepareArgs& args) const;
 };
 
 // What MatMul multiplies weights by. Products are summed in float32 either way.

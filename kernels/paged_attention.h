@@ -1,7 +1,8 @@
 // Causal attention over a paged KV cache (Kwon et al., arXiv 2309.06180), grouped-query (Ainslie et al.,
 // arXiv 2305.13245).
 //
-// A block holds `block_tokens` consecutive positions of one sequence, for one layer, as elements of `type`:
+// A block holds `block_tokens` consecutive positions of one sequence, for one layer, as elements of `type`.
+// CPU backends lay them out so (CUDA's: kernels/cuda/kv_layout.h):
 //   keys    [kv_heads][block_tokens / 16][head_size][16]   transposed in groups of 16 positions, so that 16
 //                                                          scores are one vector of sums over head_size
 //   values  [kv_heads][block_tokens][head_size]
@@ -13,7 +14,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "absl/types/span.h"
+#include "kernels/batch.h"
 
 namespace millrace::kernels {
 
@@ -42,14 +43,6 @@ struct PagedKv {
   size_t head_size = 0;
 };
 
-// The rows of a microbatch that belong to one sequence: row first_row + i is its position first_position + i.
-struct KvSegment {
-  const uint32_t* block_ids = nullptr;  // the sequence's block table
-  uint32_t first_position = 0;
-  size_t first_row = 0;
-  size_t rows = 0;  // at least 1
-};
-
 // Puts new keys and values (already rotated) at their positions. No two segments name one position of a
 // block.
 struct StoreKvArgs {
@@ -57,6 +50,8 @@ struct StoreKvArgs {
   const float* keys = nullptr;    // [rows, kv_heads, head_size]
   const float* values = nullptr;  // [rows, kv_heads, head_size]
   absl::Span<const KvSegment> segments;
+  const void* tables = nullptr;  // BatchRows.tables, of `rows` rows; CPU backends read `segments` only
+  size_t rows = 0;
 };
 
 // Each row attends to positions 0 .. its own of its sequence. The order of summation of one query, which
@@ -78,6 +73,8 @@ struct PagedAttentionArgs {
   const float* queries = nullptr;  // [rows, heads, head_size], rotated, not scaled
   float* out = nullptr;            // [rows, heads, head_size]; only rows of segments are written
   absl::Span<const KvSegment> segments;
+  const void* tables = nullptr;  // as StoreKvArgs
+  size_t rows = 0;
   size_t heads = 0;          // a multiple of kv.kv_heads; head h reads KV head h / (heads / kv_heads)
   float scale = 0;           // 1 / sqrt(head_size)
   float* scratch = nullptr;  // Backend::AttentionScratchFloats() floats, 64-byte aligned

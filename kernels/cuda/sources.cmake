@@ -1,0 +1,5 @@
+# Sources of the CUDA backend, which nvcc builds for devices and the C++ compiler for running on a CPU. Paths from
+# this folder.
+set(MILLRACE_CUDA_KERNEL_SOURCES
+  cuda_backend.cc
+  cuda_queue.cc)
