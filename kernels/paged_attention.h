@@ -73,11 +73,11 @@ struct PagedAttentionArgs {
   const float* queries = nullptr;  // [rows, heads, head_size], rotated, not scaled
   float* out = nullptr;            // [rows, heads, head_size]; only rows of segments are written
   absl::Span<const KvSegment> segments;
+  size_t heads = 0;              // a multiple of kv.kv_heads; head h reads KV head h / (heads / kv_heads)
+  float scale = 0;               // 1 / sqrt(head_size)
+  float* scratch = nullptr;      // Backend::AttentionScratchFloats() floats, 64-byte aligned
   const void* tables = nullptr;  // as StoreKvArgs
   size_t rows = 0;
-  size_t heads = 0;          // a multiple of kv.kv_heads; head h reads KV head h / (heads / kv_heads)
-  float scale = 0;           // 1 / sqrt(head_size)
-  float* scratch = nullptr;  // Backend::AttentionScratchFloats() floats, 64-byte aligned
 };
 
 }  // namespace millrace::kernels

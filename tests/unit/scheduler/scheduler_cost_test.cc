@@ -4,7 +4,7 @@
 #include <utility>
 #include <vector>
 
-#include "common/clock.h"
+#include "common/process.h"
 #include "coordinator/scheduler/scheduler.h"
 #include "gtest/gtest.h"
 #include "tests/unit/scheduler/scheduler_harness.h"
@@ -26,12 +26,12 @@ absl::Duration MedianStep(uint32_t running, uint32_t waiting) {
   const auto step = [&] {
     for (MicrobatchPlan& plan : PlanAll(scheduler)) in_flight.push_back(std::move(plan));
     auto results = Answer(in_flight.front());
-    const absl::Time start = Clock::Steady().Now();
+    const int64_t start = ThreadCpuNanos();
     EXPECT_TRUE(scheduler.OnResult(in_flight.front().id, std::move(results), At(0)).ok());
     in_flight.pop_front();
     scheduler.TakeActions();
     for (MicrobatchPlan& plan : PlanAll(scheduler)) in_flight.push_back(std::move(plan));
-    return Clock::Steady().Now() - start;
+    return absl::Nanoseconds(ThreadCpuNanos() - start);
   };
   for (uint32_t i = 0; i < 2 * running + 20; ++i) step();
   EXPECT_EQ(scheduler.load().running, running);
@@ -42,8 +42,8 @@ absl::Duration MedianStep(uint32_t running, uint32_t waiting) {
   return times[150];
 }
 
-// The bounds leave room for sanitizers and a loaded machine; what they catch is a cost that grows with the
-// square.
+// Of CPU time, so that a loaded machine does not show; the bounds leave room for sanitizers. What they catch
+// is a cost that grows with the square.
 TEST(SchedulerCostTest, StepsInTheTimeOfItsSequences) {
   const absl::Duration usual = MedianStep(256, 2000);
   RecordProperty("microseconds", absl::FormatDuration(usual));
