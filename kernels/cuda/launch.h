@@ -32,7 +32,7 @@ cudaError_t Launch(void (*kernel)(Params...), const LaunchShape& shape, cudaStre
                             shape.shared_bytes, stream);
   }(std::forward<Args>(args)...);
 #else
-  return ::cuda_on_cpu::Launch(kernel, shape.grid, shape.block, shape.shared_bytes, stream,
+  return ::cuda_on_cpu::Launch(kernel, {shape.grid, shape.block, shape.shared_bytes, stream},
                                Params(std::forward<Args>(args))...);
 #endif
 }
