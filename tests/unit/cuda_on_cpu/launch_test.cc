@@ -6,6 +6,7 @@
 
 #include "cuda_on_cpu/kernel.h"
 #include "gtest/gtest.h"
+#include "kernel_launch.h"
 
 namespace cuda_on_cpu {
 namespace {
@@ -21,8 +22,7 @@ TEST(LaunchTest, RunsEveryThreadOfEveryBlockOnce) {
   for (const dim3 block : {dim3(1), dim3(33), dim3(1024), dim3(4, 5, 6), dim3(2, 1, 64)}) {
     const dim3 grid(3, 2, 2);
     std::vector<unsigned> counts(12 * block.x * block.y * block.z);
-    ASSERT_EQ(Launch(CountThreads, {grid, block}, counts.data()), cudaSuccess);
-    ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess);
+    RunKernel(MakeLaunch(CountThreads, {grid, block}, counts.data()));
     EXPECT_EQ(counts, std::vector<unsigned>(counts.size(), 1u)) << block.x;
   }
 }
@@ -53,8 +53,7 @@ std::vector<unsigned> Order(uint64_t seed) {
   SetSeed(seed);
   unsigned next = 0;
   std::vector<unsigned> drawn(4 * 128);
-  EXPECT_EQ(Launch(DrawNumbers, {dim3(4), dim3(128)}, &next, drawn.data()), cudaSuccess);
-  EXPECT_EQ(cudaDeviceSynchronize(), cudaSuccess);
+  RunKernel(MakeLaunch(DrawNumbers, {dim3(4), dim3(128)}, &next, drawn.data()));
   SetSeed(1);
   return drawn;
 }
@@ -89,8 +88,7 @@ __global__ void ReadShared(unsigned* seen) {
 
 TEST(LaunchTest, SharedMemoryIsPoisonedForEachBlock) {
   std::vector<unsigned> seen(100, ~0u);
-  ASSERT_EQ(Launch(ReadShared, {dim3(3), dim3(64), 400}, seen.data()), cudaSuccess);
-  ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess);
+  RunKernel(MakeLaunch(ReadShared, {dim3(3), dim3(64), 400}, seen.data()));
   EXPECT_EQ(seen, std::vector<unsigned>(100, ~0u));
 }
 
@@ -99,7 +97,7 @@ __global__ void WriteBehindShared() {
 }
 
 TEST(LaunchDeathTest, SharedMemoryEndsWhereItWasSaidTo) {
-  EXPECT_DEATH(Launch(WriteBehindShared, {dim3(1), dim3(1), 16}), "");
+  EXPECT_DEATH(RunKernel(MakeLaunch(WriteBehindShared, {dim3(1), dim3(1), 16})), "");
 }
 
 }  // namespace

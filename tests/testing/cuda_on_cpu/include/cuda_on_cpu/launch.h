@@ -33,12 +33,18 @@ struct LaunchShape {
 };
 
 template <class... Params>
-cudaError_t Launch(void (*kernel)(Params...), const LaunchShape& shape,
-                   std::type_identity_t<Params>... args) {
+KernelLaunch MakeLaunch(void (*kernel)(Params...), const LaunchShape& shape,
+                        std::type_identity_t<Params>... args) {
   static_assert((std::is_trivially_copyable_v<Params> && ...), "parameters are copied byte by byte");
   static_assert((sizeof(Params) + ... + 0) <= 4096, "CUDA allows 4096 bytes of parameters");
-  return StartKernel(shape.stream, {reinterpret_cast<const void*>(kernel), shape.grid, shape.block,
-                                    shape.shared_bytes, [kernel, args...] { kernel(args...); }});
+  return {reinterpret_cast<const void*>(kernel), shape.grid, shape.block, shape.shared_bytes,
+          [kernel, args...] { kernel(args...); }};
+}
+
+template <class... Params>
+cudaError_t Launch(void (*kernel)(Params...), const LaunchShape& shape,
+                   std::type_identity_t<Params>... args) {
+  return StartKernel(shape.stream, MakeLaunch(kernel, shape, args...));
 }
 
 }  // namespace cuda_on_cpu

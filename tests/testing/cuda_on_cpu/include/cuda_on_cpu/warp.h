@@ -47,9 +47,9 @@ unsigned Vote(VoteKind kind, unsigned mask, unsigned value, Site site);
 
 template <class T>
 T ShuffleValue(const Shuffle& shuffle, const T& value, Site site) {
-  static_assert(std::is_trivially_copyable_v<T> && sizeof(T) <= 8);
+  static_assert(sizeof(T) <= 8);
   uint64_t bits = 0;
-  std::memcpy(&bits, &value, sizeof(T));
+  std::memcpy(&bits, static_cast<const void*>(&value), sizeof(T));
   bits = ShuffleBits(shuffle, bits, site);
   T result;
   std::memcpy(static_cast<void*>(&result), &bits, sizeof(T));
