@@ -21,6 +21,7 @@
 #include "kernels/paged_attention.h"
 #include "kernels/rms_norm.h"
 #include "kernels/rope.h"
+#include "kernels/sample.h"
 #include "kernels/swiglu.h"
 
 namespace millrace::kernels {
@@ -76,6 +77,11 @@ class Backend {
   virtual void MatMulAll(absl::Span<const MatMulArgs> products) const;  // of one input; outs do not overlap
   virtual void RopeAndStoreKv(const RopeAndStoreKvArgs& args) const;
   virtual MatMulInput SwiGluAndPrepare(const SwiGluAndPrepareArgs& args) const;
+
+  // Bytes of SampleArgs.buffer and staging; 0: this backend does not sample, the host does.
+  virtual size_t SampleBytes(size_t /*max_rows*/, size_t /*vocabulary*/) const { return 0; }
+  virtual size_t SampleStagingBytes(size_t /*max_rows*/) const { return 0; }
+  virtual void Sample(const SampleArgs& /*args*/) const {}
 };
 
 // What MatMul multiplies weights by. Products are summed in float32 either way.

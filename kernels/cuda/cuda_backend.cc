@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/cuda/cuda_ops.h"
+#include "kernels/cuda/sample.h"
 
 namespace millrace::kernels::cuda {
 namespace {
@@ -58,6 +59,12 @@ class OpTable final : public CudaBackend {
   MatMulInput SwiGluAndPrepare(const SwiGluAndPrepareArgs& args) const override {
     return cuda::SwiGluAndPrepare(queue_, args);
   }
+
+  size_t SampleBytes(size_t max_rows, size_t vocabulary) const override {
+    return vocabulary < kMaxSampleVocabulary ? cuda::SampleBytes(max_rows, vocabulary) : 0;
+  }
+  size_t SampleStagingBytes(size_t max_rows) const override { return cuda::SampleStagingBytes(max_rows); }
+  void Sample(const SampleArgs& args) const override { cuda::Sample(queue_, args); }
 
  private:
   const CudaQueue queue_;

@@ -2,4 +2,5 @@
 # this folder.
 set(MILLRACE_CUDA_KERNEL_SOURCES
   cuda_backend.cc
-  cuda_queue.cc)
+  cuda_queue.cc
+  sample.cu)
