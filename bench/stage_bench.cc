@@ -18,6 +18,7 @@
 #include "kernels/backend.h"
 #include "model/gguf_file.h"
 #include "model/hyper_parameters.h"
+#include "worker/device/cpu/host_devices.h"
 #include "worker/kv/kv_cache.h"
 #include "worker/stage/stage_model.h"
 
@@ -63,7 +64,7 @@ struct Bench {
   Flags flags;
   std::unique_ptr<GgufFile> file;
   HyperParameters shape;
-  std::vector<std::unique_ptr<kernels::Backend>> backends;
+  std::unique_ptr<DeviceGroup> devices;
   std::unique_ptr<StageModel> stage;
   std::unique_ptr<KvCache> cache;
   StageBatch batch;
@@ -125,18 +126,18 @@ absl::StatusOr<Bench> Load(const Flags& flags) {
     return absl::InvalidArgumentError(absl::StrCat("the model's context is ", bench.shape.context_tokens,
                                                    " tokens; this needs ", flags.SequenceTokens()));
   }
-  std::vector<const kernels::Backend*> backends;
+  std::vector<std::unique_ptr<kernels::Backend>> backends;
   for (int64_t i = 0; i < flags.shards; ++i) {
     ASSIGN_OR_RETURN(std::unique_ptr<kernels::Backend> backend, MakeBackend(flags));
-    backends.push_back(backend.get());
-    bench.backends.push_back(std::move(backend));
+    backends.push_back(std::move(backend));
   }
+  bench.devices = std::make_unique<HostDevices>(std::move(backends));
   const StageLayout layout{0, bench.shape.num_layers, true, true};
   StageModelOptions options;
   options.layout = layout;
   options.max_rows = std::max(static_cast<uint32_t>(flags.chunk_rows), flags.MaxSequences());
   options.context_tokens = flags.SequenceTokens();
-  ASSIGN_OR_RETURN(bench.stage, StageModel::Create(*bench.file, bench.shape, backends, options));
+  ASSIGN_OR_RETURN(bench.stage, StageModel::Create(*bench.file, bench.shape, *bench.devices, options));
   bench.load_seconds = Seconds::Now().wall - begin.wall;
   KvCache::Shape cache;
   cache.num_layers = bench.shape.num_layers;
@@ -145,7 +146,7 @@ absl::StatusOr<Bench> Load(const Flags& flags) {
   cache.kv_heads = bench.shape.num_kv_heads;
   cache.head_size = bench.shape.head_size;
   for (const ShardUse& use : bench.stage->shards()) cache.shard_kv_heads.push_back(use.kv_heads);
-  ASSIGN_OR_RETURN(bench.cache, KvCache::Create(cache));
+  ASSIGN_OR_RETURN(bench.cache, KvCache::Create(cache, *bench.devices));
   return bench;
 }
 
@@ -163,37 +164,41 @@ void AddSegment(Bench& bench, uint32_t index, uint32_t first, uint32_t rows, boo
 }
 
 // Runs the batch, samples what asks for it, and empties it. Adds the time it took.
-void Step(Bench& bench, Seconds& seconds) {
+absl::Status Step(Bench& bench, Seconds& seconds) {
   const Seconds begin = Seconds::Now();
-  const std::shared_ptr<PooledBuffer> residual = bench.stage->Run(bench.batch, nullptr, *bench.cache);
-  bench.stage->Sample(bench.batch, *residual);
+  ASSIGN_OR_RETURN(const std::shared_ptr<PooledBuffer> residual,
+                   bench.stage->Run(bench.batch, nullptr, *bench.cache));
+  RETURN_IF_ERROR(bench.stage->Sample(bench.batch, *residual).status());
   const Seconds end = Seconds::Now();
   seconds.wall += end.wall - begin.wall;
   seconds.cpu += end.cpu - begin.cpu;
   bench.batch.segments.clear();
+  return absl::OkStatus();
 }
 
-void Prefill(Bench& bench, uint32_t index, uint32_t tokens, Seconds& seconds) {
+absl::Status Prefill(Bench& bench, uint32_t index, uint32_t tokens, Seconds& seconds) {
   const uint32_t chunk = static_cast<uint32_t>(bench.flags.chunk_rows);
   for (uint32_t first = 0; first < tokens; first += chunk) {
     const uint32_t rows = std::min(chunk, tokens - first);
     AddSegment(bench, index, first, rows, first + rows == tokens);
-    Step(bench, seconds);
+    RETURN_IF_ERROR(Step(bench, seconds));
   }
+  return absl::OkStatus();
 }
 
-void Decode(Bench& bench, uint32_t sequences, Rates& rates) {
+absl::Status Decode(Bench& bench, uint32_t sequences, Rates& rates) {
   Seconds seconds;
   const int64_t collective = bench.stage->collective_ns();
   const uint32_t steps = static_cast<uint32_t>(bench.flags.steps);
   for (uint32_t step = 0; step < steps; ++step) {
     const uint32_t position = static_cast<uint32_t>(bench.flags.context) + step;
     for (uint32_t i = 0; i < sequences; ++i) AddSegment(bench, i, position, 1, true);
-    Step(bench, seconds);
+    RETURN_IF_ERROR(Step(bench, seconds));
   }
   rates.Add(sequences * steps, seconds);
   rates.collective.push_back(static_cast<double>(bench.stage->collective_ns() - collective) * 1e-9 /
                              seconds.wall);
+  return absl::OkStatus();
 }
 
 void Print(const std::string& what, const Rates& rates) {
@@ -201,20 +206,20 @@ void Print(const std::string& what, const Rates& rates) {
          Median(rates.cpu));
 }
 
-void Run(Bench& bench) {
+absl::Status Run(Bench& bench) {
   const Flags& flags = bench.flags;
   Seconds ignored;
   for (uint32_t i = 0; i < flags.MaxSequences(); ++i) {
-    Prefill(bench, i, static_cast<uint32_t>(flags.context), ignored);
+    RETURN_IF_ERROR(Prefill(bench, i, static_cast<uint32_t>(flags.context), ignored));
   }
   Rates prefill;
   std::vector<Rates> decode(flags.sequences.size());
   for (int64_t run = 0; run < flags.runs; ++run) {
     Seconds seconds;
-    Prefill(bench, 0, static_cast<uint32_t>(flags.prefill_tokens), seconds);
+    RETURN_IF_ERROR(Prefill(bench, 0, static_cast<uint32_t>(flags.prefill_tokens), seconds));
     prefill.Add(static_cast<uint32_t>(flags.prefill_tokens), seconds);
     for (size_t i = 0; i < decode.size(); ++i) {
-      Decode(bench, static_cast<uint32_t>(flags.sequences[i]), decode[i]);
+      RETURN_IF_ERROR(Decode(bench, static_cast<uint32_t>(flags.sequences[i]), decode[i]));
     }
   }
   Print(absl::StrCat("prefill, ", flags.prefill_tokens, " tokens in chunks of ", flags.chunk_rows), prefill);
@@ -222,18 +227,18 @@ void Run(Bench& bench) {
     Print(absl::StrCat("decode, ", flags.sequences[i], " sequences, context ", flags.context), decode[i]);
     if (flags.shards > 1) printf("  of it in collectives: %.1f %%\n", Median(decode[i].collective) * 100);
   }
+  return absl::OkStatus();
 }
 
 absl::Status Main(const Flags& flags) {
   ASSIGN_OR_RETURN(Bench bench, Load(flags));
   printf("%s, %u layers, %ld shards of %ld threads, %s\n", bench.shape.name.c_str(), bench.shape.num_layers,
          static_cast<long>(flags.shards), static_cast<long>(flags.threads),
-         bench.backends.front()->numeric_class().c_str());
+         bench.devices->numeric_class().c_str());
   printf("loaded in %.2f s, weights %.1f MB, activations %.1f MB\n", bench.load_seconds,
          static_cast<double>(bench.stage->weight_bytes()) / 1e6,
          static_cast<double>(bench.stage->activation_bytes()) / 1e6);
-  Run(bench);
-  return absl::OkStatus();
+  return Run(bench);
 }
 
 }  // namespace

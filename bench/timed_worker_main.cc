@@ -46,8 +46,8 @@ class TimedStage : public StageCompute {
   TimedStage(const StageTime& time, uint32_t hidden_size, uint32_t vocabulary_size)
       : time_(time), hidden_size_(hidden_size), vocabulary_size_(vocabulary_size) {}
 
-  std::shared_ptr<PooledBuffer> Run(const StageBatch& batch, std::shared_ptr<PooledBuffer> input,
-                                    KvCache&) override {
+  absl::StatusOr<std::shared_ptr<PooledBuffer>> Run(const StageBatch& batch,
+                                                    std::shared_ptr<PooledBuffer> input, KvCache&) override {
     if (!precise_) {
       precise_ = true;
       prctl(PR_SET_TIMERSLACK, 1UL);  // of this thread
@@ -59,7 +59,7 @@ class TimedStage : public StageCompute {
     return buffer;
   }
 
-  std::vector<SequenceResult> Sample(const StageBatch& batch, const PooledBuffer&) override {
+  absl::StatusOr<std::vector<SequenceResult>> Sample(const StageBatch& batch, const PooledBuffer&) override {
     std::vector<SequenceResult> results;
     for (const StageSegment& segment : batch.segments) {
       if (!segment.sampling && !segment.prompt_logprobs) continue;
@@ -116,8 +116,8 @@ int Main(int argc, char** argv) {
     std::fprintf(stderr, "timed_worker: %s\n", std::string(options.status().message()).c_str());
     return kExitUsage;
   }
-  options->make_stage = [time](const GgufFile&, const HyperParameters& shape,
-                               absl::Span<const kernels::Backend* const>, const StageModelOptions&) {
+  options->make_stage = [time](const GgufFile&, const HyperParameters& shape, DeviceGroup&,
+                               const StageModelOptions&) {
     return std::make_unique<TimedStage>(time, shape.hidden_size, shape.vocabulary_size);
   };
   const absl::Status status = RunWorker(*options);

@@ -77,9 +77,11 @@ void InMemoryRing::MakeStage(size_t index) {
   layout.last = index + 1 == stages_.size();
   auto backend = kernels::MakeCpuBackend(options_.backend);
   MILLRACE_CHECK(backend.ok());
-  stage.backend = *std::move(backend);
-  auto model = StageModel::Create(*file_, shape_, {stage.backend.get()},
-                                  {layout, options_.max_rows, shape_.context_tokens});
+  std::vector<std::unique_ptr<kernels::Backend>> backends;
+  backends.push_back(*std::move(backend));
+  stage.devices = std::make_unique<HostDevices>(std::move(backends));
+  auto model =
+      StageModel::Create(*file_, shape_, *stage.devices, {layout, options_.max_rows, shape_.context_tokens});
   MILLRACE_CHECK(model.ok());
   stage.model = *std::move(model);
   auto cache = KvCache::Create({layout.num_layers, options_.num_blocks, options_.block_tokens,

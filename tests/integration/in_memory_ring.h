@@ -17,6 +17,7 @@
 #include "model/gguf_file.h"
 #include "model/hyper_parameters.h"
 #include "tests/testing/tiny_llama.h"
+#include "worker/device/cpu/host_devices.h"
 #include "worker/stage/stage_model.h"
 #include "worker/stage/stage_runner.h"
 
@@ -63,7 +64,7 @@ class InMemoryRing {
 
  private:
   struct Stage {
-    std::unique_ptr<kernels::Backend> backend;
+    std::unique_ptr<HostDevices> devices;
     std::unique_ptr<StageModel> model;
     std::unique_ptr<KvCache> cache;
     std::unique_ptr<StageInbox> inbox;

@@ -125,11 +125,11 @@ class ConstantStage final : public StageCompute {
   static constexpr TokenId kToken = kTinyFirstByteToken + 5;
 
   explicit ConstantStage(size_t hidden_size) : hidden_size_(hidden_size) {}
-  std::shared_ptr<PooledBuffer> Run(const StageBatch& batch, std::shared_ptr<PooledBuffer> input,
-                                    KvCache&) override {
+  absl::StatusOr<std::shared_ptr<PooledBuffer>> Run(const StageBatch& batch,
+                                                    std::shared_ptr<PooledBuffer> input, KvCache&) override {
     return input != nullptr ? input : pool_.Get(batch.rows() * hidden_size_ * sizeof(float));
   }
-  std::vector<SequenceResult> Sample(const StageBatch& batch, const PooledBuffer&) override {
+  absl::StatusOr<std::vector<SequenceResult>> Sample(const StageBatch& batch, const PooledBuffer&) override {
     std::vector<SequenceResult> results;
     for (const StageSegment& segment : batch.segments) {
       if (!segment.sampling.has_value()) continue;
@@ -221,8 +221,8 @@ TEST_F(InProcessClusterTest, RunsTheStagesThatTheFactoryMakes) {
   Start({3, 2});
   for (int i = 0; i < 2; ++i) {
     TestWorker::Options options = WorkerOptions();
-    options.make_stage = [](const GgufFile&, const HyperParameters& shape,
-                            absl::Span<const kernels::Backend* const>, const StageModelOptions&) {
+    options.make_stage = [](const GgufFile&, const HyperParameters& shape, DeviceGroup&,
+                            const StageModelOptions&) {
       return absl::StatusOr<std::unique_ptr<StageCompute>>(
           std::make_unique<ConstantStage>(shape.hidden_size));
     };

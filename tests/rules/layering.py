@@ -21,7 +21,7 @@ RULES = {
     "worker": (["common", "model", "kernels", "worker"], GRPC),
     "worker/stage": (["common", "model", "kernels", "worker/stage", "worker/kv", "worker/device"], NOTHING),
     "worker/device": (["common", "kernels", "worker/device"], NOTHING),
-    "worker/kv": (["common", "model", "kernels", "worker/kv"], NOTHING),
+    "worker/kv": (["common", "model", "kernels", "worker/kv", "worker/device"], NOTHING),
     "coordinator": (["common", "model", "coordinator"], GRPC),
     "coordinator/scheduler": (["common", "coordinator/scheduler"], NOTHING),
     "coordinator/planner": (["common", "model", "coordinator/scheduler", "coordinator/planner", "coordinator/pipeline/bubble_meter.h"], NOTHING),

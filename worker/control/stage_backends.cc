@@ -8,6 +8,7 @@
 #include "common/process.h"
 #include "common/status_macros.h"
 #include "common/transport/numeric_messages.h"
+#include "worker/device/cpu/host_devices.h"
 
 namespace millrace {
 
@@ -63,6 +64,14 @@ absl::StatusOr<std::vector<std::unique_ptr<kernels::Backend>>> MakeStageBackends
     backends.push_back(std::move(backend));
   }
   return backends;
+}
+
+absl::StatusOr<std::unique_ptr<DeviceGroup>> MakeStageDevices(const StageBackendOptions& options,
+                                                              const StageBackendChoice& choice,
+                                                              absl::Span<const int> cores) {
+  ASSIGN_OR_RETURN(std::vector<std::unique_ptr<kernels::Backend>> backends,
+                   MakeStageBackends(options, choice, cores));
+  return std::make_unique<HostDevices>(std::move(backends));
 }
 
 }  // namespace millrace

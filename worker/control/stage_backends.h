@@ -14,6 +14,7 @@
 #include "common/numeric_choice.h"
 #include "kernels/backend.h"
 #include "millrace/v1/cluster.pb.h"
+#include "worker/device/device.h"
 
 namespace millrace {
 
@@ -56,5 +57,10 @@ absl::Span<const int> PartOfCores(absl::Span<const int> cores, size_t index, siz
 // activation type that this worker does not have. Otherwise errors as kernels::MakeCpuBackend.
 absl::StatusOr<std::vector<std::unique_ptr<kernels::Backend>>> MakeStageBackends(
     const StageBackendOptions& options, const StageBackendChoice& choice, absl::Span<const int> cores);
+
+// The same as devices.
+absl::StatusOr<std::unique_ptr<DeviceGroup>> MakeStageDevices(const StageBackendOptions& options,
+                                                              const StageBackendChoice& choice,
+                                                              absl::Span<const int> cores);
 
 }  // namespace millrace

@@ -25,6 +25,9 @@ constexpr absl::Duration kConnectTimeout = absl::Seconds(10);
 constexpr absl::Duration kLocalConnectTimeout = absl::Seconds(2);
 constexpr uint32_t kMaxInFlightLimit = 4096;
 constexpr uint32_t kMaxRowsLimit = 65536;
+// Of each shard's device memory, for what the driver takes after a microbatch has run: stacks and local
+// memory of larger launches, and the page granularity of allocations.
+constexpr uint64_t kDeviceReserveBytes = uint64_t{256} << 20;
 
 absl::Status CheckAssign(const v1::Assign& assign, const HyperParameters& model) {
   const auto in_range = [](uint64_t value, uint64_t max) { return value >= 1 && value <= max; };
@@ -38,13 +41,6 @@ absl::Status CheckAssign(const v1::Assign& assign, const HyperParameters& model)
         absl::StrCat("assignment does not fit the model: ", assign.ShortDebugString()));
   }
   return absl::OkStatus();
-}
-
-std::vector<const kernels::Backend*> Pointers(
-    const std::vector<std::unique_ptr<kernels::Backend>>& backends) {
-  std::vector<const kernels::Backend*> pointers;
-  for (const std::unique_ptr<kernels::Backend>& backend : backends) pointers.push_back(backend.get());
-  return pointers;
 }
 
 StageHostOptions WithFactory(StageHostOptions options) {
@@ -75,12 +71,12 @@ absl::Status StageHost::CheckShards() const {
 
 // What was loaded for other backends goes with them.
 absl::Status StageHost::ChooseBackends(const StageBackendChoice& choice) {
-  if (!backends_.empty() && choice == choice_) return absl::OkStatus();
+  if (devices_ != nullptr && choice == choice_) return absl::OkStatus();
   stage_.reset();
-  backends_.clear();
-  ASSIGN_OR_RETURN(backends_, MakeStageBackends(options_.backends, choice, AllowedCores()));
+  devices_.reset();
+  ASSIGN_OR_RETURN(devices_, MakeStageDevices(options_.backends, choice, AllowedCores()));
   choice_ = choice;
-  const kernels::Backend& backend = *backends_.front();
+  const kernels::Backend& backend = devices_->device(0).ops();
   LogInfo("kernels: ", backend.name(), ", ", backend.threads(),
           backend.threads() == 1 ? " thread" : " threads", options_.backends.pin_threads ? " (pinned)" : "",
           ", ", NumericClass(kBackendFamily, choice.numeric));
@@ -103,7 +99,7 @@ absl::StatusOr<WorkerProfile> StageHost::Measure(const v1::Measure& measure) {
     options.enough = kBriefProfileEnough;
     options.limit = kBriefProfileLimit;
   }
-  return MeasureProfile(*file_, hyper_parameters_, Pointers(backends_), options);
+  return MeasureProfile(*file_, hyper_parameters_, *devices_, options);
 }
 
 absl::Status StageHost::LoadLayers(const v1::Assign& assign) {
@@ -115,15 +111,18 @@ absl::Status StageHost::LoadLayers(const v1::Assign& assign) {
   const bool same = stage_ != nullptr && layout.first_layer == layout_.first_layer &&
                     layout.num_layers == layout_.num_layers && layout.first == layout_.first &&
                     layout.last == layout_.last && assign.max_rows() == max_rows_ &&
-                    assign.max_context_tokens() == context_tokens_;
+                    assign.max_context_tokens() == context_tokens_ && assign.block_tokens() == block_tokens_;
   if (same) return absl::OkStatus();
   stage_.reset();
-  ASSIGN_OR_RETURN(stage_, options_.make_stage(*file_, hyper_parameters_, Pointers(backends_),
-                                               {layout, assign.max_rows(), assign.max_context_tokens(),
-                                                options_.on_progress}));
+  StageModelOptions options{layout, assign.max_rows(), assign.max_context_tokens(), options_.on_progress};
+  options.block_tokens = assign.block_tokens();
+  options.kv_type = choice_.numeric.kv;
+  options.stage = assign.stage();
+  ASSIGN_OR_RETURN(stage_, options_.make_stage(*file_, hyper_parameters_, *devices_, options));
   layout_ = layout;
   max_rows_ = assign.max_rows();
   context_tokens_ = assign.max_context_tokens();
+  block_tokens_ = assign.block_tokens();
   return absl::OkStatus();
 }
 
@@ -149,6 +148,32 @@ void StageHost::FillShards(v1::Loaded* loaded) const {
   }
 }
 
+// What is free for blocks of the KV cache, as the number of whole blocks.
+absl::StatusOr<uint64_t> StageHost::KvBlocks(uint64_t transit_bytes) const {
+  constexpr uint64_t kMostBlocks = 1u << 24;
+  const uint64_t block_bytes = CacheShape(1).BytesPerBlock();
+  uint64_t room = options_.kv_memory_bytes;
+  uint64_t blocks = std::min(room / block_bytes, kMostBlocks);
+  if (devices_->device(0).on_host()) {
+    const uint64_t available = AvailableMemoryBytes();
+    room = std::min(room, available - std::min(available, transit_bytes));
+    blocks = std::min(blocks, room / block_bytes);
+  } else {
+    const std::vector<ShardUse> uses = stage_->shards();
+    for (uint32_t shard = 0; shard < uses.size(); ++shard) {
+      const uint64_t free = devices_->device(shard).FreeBytes();
+      const uint64_t usable = free - std::min(free, kDeviceReserveBytes);
+      const uint64_t shard_block_bytes = block_bytes / hyper_parameters_.num_kv_heads * uses[shard].kv_heads;
+      room = std::min(room, usable);
+      blocks = std::min(blocks, usable / shard_block_bytes);
+    }
+  }
+  if (blocks != 0) return blocks;
+  return absl::ResourceExhaustedError(absl::StrCat("no room for the KV cache: one block takes ",
+                                                   FormatBytes(block_bytes), ", there are ",
+                                                   FormatBytes(room), "; raise --kv-memory or free memory"));
+}
+
 absl::StatusOr<v1::Loaded> StageHost::Assign(const v1::Assign& assign) {
   EndEpoch();
   RETURN_IF_ERROR(CheckAssign(assign, hyper_parameters_));
@@ -160,14 +185,7 @@ absl::StatusOr<v1::Loaded> StageHost::Assign(const v1::Assign& assign) {
   // The residual streams that wait, or are being sent, while one is computed.
   const uint64_t payload_bytes = uint64_t{assign.max_rows()} * hyper_parameters_.hidden_size * sizeof(float);
   const uint64_t transit_bytes = (assign.max_in_flight() - 1) * payload_bytes;
-  const uint64_t available = AvailableMemoryBytes();
-  const uint64_t room = std::min(options_.kv_memory_bytes, available - std::min(available, transit_bytes));
-  const uint64_t blocks = std::min<uint64_t>(room / block_bytes, 1u << 24);
-  if (blocks == 0) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat("no room for the KV cache: one block takes ", FormatBytes(block_bytes), ", there are ",
-                     FormatBytes(room), "; raise --kv-memory or free memory"));
-  }
+  ASSIGN_OR_RETURN(const uint64_t blocks, KvBlocks(transit_bytes));
   inbox_ = std::make_shared<StageInbox>(size_t{2} * assign.max_in_flight() + 2);
   options_.router->Open(Epoch(assign.epoch()), assign.max_rows(), inbox_);
   HopSession session;
@@ -187,7 +205,7 @@ absl::StatusOr<v1::Loaded> StageHost::Assign(const v1::Assign& assign) {
   loaded.set_kv_bytes_per_block(block_bytes);
   FillShards(&loaded);
   loaded.set_model_fingerprint(fingerprint_);
-  loaded.set_threads(static_cast<uint32_t>(backends_.front()->threads()));
+  loaded.set_threads(static_cast<uint32_t>(devices_->device(0).ops().threads()));
   return loaded;
 }
 
@@ -252,7 +270,7 @@ void StageHost::StartComputing(uint32_t kv_blocks) {
   }
   compute_ = std::thread([this, epoch = runner.epoch] {
     NameThread("compute");
-    backends_.front()->PinCaller();
+    devices_->device(0).Enter();
     const absl::Status status = runner_->Run();
     if (!status.ok()) options_.on_failed(epoch, status);
   });
@@ -262,7 +280,8 @@ absl::Status StageHost::Activate(const v1::Activate& activate) {
   if (activate.epoch() != assign_.epoch() || inbox_ == nullptr || compute_.joinable()) {
     return absl::FailedPreconditionError(absl::StrCat("epoch ", activate.epoch(), " was not assigned"));
   }
-  ASSIGN_OR_RETURN(cache_, KvCache::Create(CacheShape(activate.kv_blocks())));
+  ASSIGN_OR_RETURN(cache_, KvCache::Create(CacheShape(activate.kv_blocks()), *devices_));
+  RETURN_IF_ERROR(stage_->Prepare(*cache_));
   RETURN_IF_ERROR(ConnectNext());
   StartComputing(activate.kv_blocks());
   return absl::OkStatus();

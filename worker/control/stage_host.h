@@ -14,12 +14,12 @@
 #include "common/transport/hop_link.h"
 #include "common/transport/hop_listener.h"
 #include "common/worker_profile.h"
-#include "kernels/backend.h"
 #include "millrace/v1/cluster.pb.h"
 #include "model/gguf_file.h"
 #include "model/hyper_parameters.h"
 #include "worker/control/epoch_router.h"
 #include "worker/control/stage_backends.h"
+#include "worker/device/device.h"
 #include "worker/kv/kv_cache.h"
 #include "worker/stage/stage_compute.h"
 #include "worker/stage/stage_runner.h"
@@ -55,13 +55,13 @@ class StageHost {
   const std::string& fingerprint() const { return fingerprint_; }
 
   // How fast this worker runs the model with what the coordinator chose. INVALID_ARGUMENT,
-  // RESOURCE_EXHAUSTED: as MeasureProfile. Errors of ToBackendChoice and MakeStageBackends. REQUIRES:
+  // RESOURCE_EXHAUSTED: as MeasureProfile. Errors of ToBackendChoice and MakeStageDevices. REQUIRES:
   // has_model().
   absl::StatusOr<WorkerProfile> Measure(const v1::Measure& measure);
 
   // Ends the former epoch, loads the layers unless they are loaded, and says what room there is. Upstream may
   // connect afterwards. INVALID_ARGUMENT, RESOURCE_EXHAUSTED: this worker cannot hold the stage. Errors of
-  // ToBackendChoice and MakeStageBackends.
+  // ToBackendChoice and MakeStageDevices.
   absl::StatusOr<v1::Loaded> Assign(const v1::Assign& assign);
 
   // Allocates the KV cache, connects to the next stage and starts computing. REQUIRES: Assign of this epoch
@@ -81,6 +81,7 @@ class StageHost {
   KvCache::Shape CacheShape(uint32_t blocks) const;
   void FillShards(v1::Loaded* loaded) const;
   absl::Status LoadLayers(const v1::Assign& assign);
+  absl::StatusOr<uint64_t> KvBlocks(uint64_t transit_bytes) const;
   absl::Status ConnectNext();
   bool ConnectLocally();
   HopLinkOptions LinkOptions(const std::string& address) const;
@@ -95,10 +96,11 @@ class StageHost {
 
   // What is loaded; survives epochs.
   StageBackendChoice choice_;
-  std::vector<std::unique_ptr<kernels::Backend>> backends_;  // by shard; empty until the first choice
+  std::unique_ptr<DeviceGroup> devices_;  // by shard; null until the first choice
   StageLayout layout_;
   uint32_t max_rows_ = 0;
   uint32_t context_tokens_ = 0;
+  uint32_t block_tokens_ = 0;
   std::unique_ptr<StageCompute> stage_;
 
   // The current epoch.

@@ -55,6 +55,12 @@ class CapturedWork {
   virtual ~CapturedWork() = default;
 };
 
+// What a device is given to do, for people and for whoever watches that it ends.
+struct WorkName {
+  uint32_t stage = 0;
+  uint64_t microbatch = 0;
+};
+
 // Thread: the shard's, after Enter. Nothing that is enqueued fails at once: Finish tells.
 class Device {
  public:
@@ -64,15 +70,20 @@ class Device {
   // Ops work in ordinary host memory, and are done when they return: nothing need be copied.
   virtual bool on_host() const = 0;
 
-  // Makes the calling thread the shard's.
+  // Makes the calling thread the shard's: once for each thread where ops work in host memory, otherwise
+  // whenever the thread may have been another shard's.
   virtual void Enter() = 0;
 
   // Memory of ops, zero at first. RESOURCE_EXHAUSTED, naming `what`: more than is free, or than may be
-  // reserved.
+  // reserved. Thread: any, as for AllocateStaging.
   virtual absl::StatusOr<DeviceMemory> Allocate(absl::string_view what, uint64_t bytes) = 0;
   // Host memory for CopyIn and CopyOut, likewise.
   virtual absl::StatusOr<DeviceMemory> AllocateStaging(absl::string_view what, uint64_t bytes) = 0;
-  virtual uint64_t FreeBytes() const = 0;  // that Allocate may give now; a guess
+  // That Allocate may give now, a guess; this shard's part where several share a device. Thread: any.
+  virtual uint64_t FreeBytes() const = 0;
+
+  // What is enqueued from now on, until Finish, is this.
+  virtual void Begin(const WorkName& /*work*/) {}
 
   // Enqueued between host memory of AllocateStaging, untouched until done, and memory of Allocate.
   virtual void CopyIn(void* to, const void* from_staging, uint64_t bytes) = 0;
@@ -82,9 +93,11 @@ class Device {
   // only destructors may follow.
   virtual absl::Status Finish() = 0;
 
-  // Records what `enqueue` enqueues (CopyIn and ops; nothing runs); null: this device, or its collective,
-  // cannot. All shards of a group capture the same work at the same time.
-  virtual absl::StatusOr<std::unique_ptr<CapturedWork>> Capture(absl::FunctionRef<void()> enqueue) = 0;
+  // Records what `enqueue` enqueues (ops and collectives; nothing runs); null: this device, or its
+  // collective, cannot. All shards of a group capture the same work at the same time. An error of `enqueue`,
+  // or of recording.
+  virtual absl::StatusOr<std::unique_ptr<CapturedWork>> Capture(
+      absl::FunctionRef<absl::Status()> enqueue) = 0;
   virtual void Replay(const CapturedWork& work) = 0;
 };
 

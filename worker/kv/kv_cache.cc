@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <limits>
 #include <optional>
 #include <utility>
@@ -14,6 +15,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "common/check.h"
+#include "common/status_macros.h"
 
 namespace millrace {
 namespace {
@@ -57,6 +59,11 @@ absl::Status CheckShape(const KvCache::Shape& shape) {
   return absl::OkStatus();
 }
 
+uint64_t NextId() {
+  static std::atomic<uint64_t> last{0};
+  return ++last;
+}
+
 kernels::KvType KernelType(KvType type) {
   switch (type) {
     case KvType::kF16:
@@ -71,7 +78,7 @@ kernels::KvType KernelType(KvType type) {
 
 }  // namespace
 
-std::optional<std::vector<KvCache::Regions>> KvCache::RegionsOf(const Shape& shape) {
+std::optional<std::vector<KvCache::Regions>> KvCache::RegionsOf(const Shape& shape, uint64_t most) {
   constexpr uint64_t kCacheLine = 64;
   const uint64_t element_bytes = kernels::KvElementBytes(KernelType(shape.type));
   std::vector<uint32_t> shards = shape.shard_kv_heads;
@@ -84,14 +91,13 @@ std::optional<std::vector<KvCache::Regions>> KvCache::RegionsOf(const Shape& sha
     const std::optional<uint64_t> elements = Product({*positions, shape.head_size, element_bytes});
     const std::optional<uint64_t> scales =
         Product({*positions, shape.type == KvType::kI8 ? sizeof(float) : 0});
-    if (!elements.has_value() || !scales.has_value() || *elements > MachineMemoryBytes() ||
-        *scales > MachineMemoryBytes()) {
+    if (!elements.has_value() || !scales.has_value() || *elements > most || *scales > most) {
       return std::nullopt;
     }
     // Blocks are of whole groups of 16 positions, so scales fill whole cache lines.
     all.push_back({kv_heads, (*elements + kCacheLine - 1) / kCacheLine * kCacheLine, *scales, begin});
     const std::optional<uint64_t> bytes = Product({all.back().layer(), shape.num_layers});
-    if (!bytes.has_value() || *bytes > MachineMemoryBytes()) return std::nullopt;
+    if (!bytes.has_value() || *bytes > most - begin) return std::nullopt;
     begin += *bytes;
   }
   return all;
@@ -103,34 +109,56 @@ uint64_t KvCache::Shape::BytesPerBlock() const {
 }
 
 absl::StatusOr<std::unique_ptr<KvCache>> KvCache::Create(const Shape& shape) {
-  if (absl::Status status = CheckShape(shape); !status.ok()) return status;
-  std::optional<std::vector<Regions>> regions = RegionsOf(shape);
-  std::optional<uint64_t> bytes;
-  if (regions.has_value()) bytes = regions->back().begin + regions->back().layer() * shape.num_layers;
-  if (!bytes.has_value() || *bytes > MachineMemoryBytes()) {
+  RETURN_IF_ERROR(CheckShape(shape));
+  std::optional<std::vector<Regions>> regions = RegionsOf(shape, MachineMemoryBytes());
+  if (!regions.has_value()) {
     return absl::ResourceExhaustedError(absl::StrCat("KV cache: ", shape.num_blocks, " blocks of ",
                                                      shape.BytesPerBlock(), " bytes; this machine has ",
                                                      MachineMemoryBytes(), " bytes; use fewer blocks"));
   }
+  std::unique_ptr<KvCache> cache(new KvCache(shape, *std::move(regions)));
+  RETURN_IF_ERROR(cache->MapHostMemory());
+  return cache;
+}
+
+absl::StatusOr<std::unique_ptr<KvCache>> KvCache::Create(const Shape& shape, DeviceGroup& devices) {
+  if (devices.device(0).on_host()) return Create(shape);
+  MILLRACE_CHECK(std::max<size_t>(shape.shard_kv_heads.size(), 1) == devices.size());
+  RETURN_IF_ERROR(CheckShape(shape));
+  std::optional<std::vector<Regions>> regions = RegionsOf(shape, std::numeric_limits<int64_t>::max());
+  if (!regions.has_value()) {
+    return absl::ResourceExhaustedError(absl::StrCat("KV cache: ", shape.num_blocks, " blocks of ",
+                                                     shape.BytesPerBlock(), " bytes; use fewer blocks"));
+  }
+  std::unique_ptr<KvCache> cache(new KvCache(shape, *std::move(regions)));
+  RETURN_IF_ERROR(cache->TakeDeviceMemory(devices));
+  return cache;
+}
+
+KvCache::KvCache(const Shape& shape, std::vector<Regions> regions)
+    : shape_(shape), id_(NextId()), regions_(std::move(regions)) {}
+
+absl::Status KvCache::MapHostMemory() {
+  const uint64_t bytes = regions_.back().begin + regions_.back().layer() * shape_.num_layers;
   void* memory =
-      mmap(nullptr, *bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+      mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED) {
     const int error = errno;
     return absl::ResourceExhaustedError(
-        absl::StrCat("KV cache: cannot reserve ", *bytes, " bytes: ", strerror(error), "; use fewer blocks"));
+        absl::StrCat("KV cache: cannot reserve ", bytes, " bytes: ", strerror(error), "; use fewer blocks"));
   }
-  return std::unique_ptr<KvCache>(new KvCache(shape, *std::move(regions), static_cast<uint8_t*>(memory)));
+  memory_.emplace_back(static_cast<uint8_t*>(memory), bytes, [bytes](uint8_t* data) { munmap(data, bytes); });
+  for (const Regions& shard : regions_) shard_memory_.push_back(memory_.front().data() + shard.begin);
+  return absl::OkStatus();
 }
 
-KvCache::KvCache(const Shape& shape, std::vector<Regions> regions, uint8_t* memory)
-    : shape_(shape), regions_(std::move(regions)), memory_(memory) {}
-
-KvCache::~KvCache() {
-  munmap(memory_, bytes());
-}
-
-uint64_t KvCache::bytes() const {
-  return regions_.back().begin + regions_.back().layer() * shape_.num_layers;
+absl::Status KvCache::TakeDeviceMemory(DeviceGroup& devices) {
+  for (uint32_t shard = 0; shard < devices.size(); ++shard) {
+    ASSIGN_OR_RETURN(DeviceMemory memory, devices.device(shard).Allocate("KV cache", ShardBytes(shard)));
+    shard_memory_.push_back(memory.data());
+    memory_.push_back(std::move(memory));
+  }
+  return absl::OkStatus();
 }
 
 uint64_t KvCache::ShardBytes(uint32_t shard) const {
@@ -142,7 +170,7 @@ kernels::PagedKv KvCache::Layer(uint32_t layer, uint32_t shard) const {
   MILLRACE_CHECK(layer < shape_.num_layers && shard < regions_.size());
   const Regions& regions = regions_[shard];
   kernels::PagedKv kv;
-  kv.key_blocks = memory_ + regions.begin + regions.layer() * layer;
+  kv.key_blocks = shard_memory_[shard] + regions.layer() * layer;
   kv.value_blocks = kv.key_blocks + regions.layer() / 2;
   if (shape_.type == KvType::kI8) {
     kv.key_scales = reinterpret_cast<float*>(kv.key_blocks + regions.elements);

@@ -7,8 +7,9 @@
 
 namespace millrace {
 
-absl::StatusOr<Activations> Activations::Allocate(const HyperParameters& hyper_parameters,
-                                                  const kernels::Backend& backend, const Sizes& sizes) {
+absl::StatusOr<Activations> Activations::Allocate(const HyperParameters& hyper_parameters, Device& device,
+                                                  const Sizes& sizes) {
+  const kernels::Backend& backend = device.ops();
   const HyperParameters& h = hyper_parameters;
   const uint64_t rows = sizes.max_rows;
   const uint64_t attention_width = uint64_t{sizes.slice.heads.size()} * h.head_size;
@@ -21,23 +22,32 @@ absl::StatusOr<Activations> Activations::Allocate(const HyperParameters& hyper_p
     scratch = std::max<uint64_t>(scratch, backend.MatMulScratchFloats(rows, columns));
   }
   Activations a;
-  ASSIGN_OR_RETURN(a.normed, FloatBuffer::Allocate("normed activations", {rows, h.hidden_size}));
-  ASSIGN_OR_RETURN(a.queries, FloatBuffer::Allocate("queries", {rows, attention_width}));
-  ASSIGN_OR_RETURN(a.keys, FloatBuffer::Allocate("keys", {rows, kv_width}));
-  ASSIGN_OR_RETURN(a.values, FloatBuffer::Allocate("values", {rows, kv_width}));
-  ASSIGN_OR_RETURN(a.attended, FloatBuffer::Allocate("attention output", {rows, attention_width}));
-  ASSIGN_OR_RETURN(a.gate, FloatBuffer::Allocate("FFN gate", {rows, ffn}));
-  ASSIGN_OR_RETURN(a.up, FloatBuffer::Allocate("FFN up", {rows, ffn}));
-  ASSIGN_OR_RETURN(a.prepared, FloatBuffer::Allocate("prepared activations", {prepared / sizeof(float) + 1}));
-  ASSIGN_OR_RETURN(a.scratch, FloatBuffer::Allocate("kernel scratch", {scratch}));
+  a.block_tokens = sizes.block_tokens;
+  if (!device.on_host()) {
+    ASSIGN_OR_RETURN(a.own_residual, FloatBuffer::Allocate(device, "residual stream", {rows, h.hidden_size}));
+  }
+  const uint64_t tables = backend.BatchBytes(rows, sizes.context_tokens, sizes.block_tokens);
+  if (tables != 0) {
+    ASSIGN_OR_RETURN(a.tables, device.Allocate("tables of a microbatch", tables));
+    ASSIGN_OR_RETURN(a.tables_staging, device.AllocateStaging("tables of a microbatch", tables));
+  }
+  ASSIGN_OR_RETURN(a.normed, FloatBuffer::Allocate(device, "normed activations", {rows, h.hidden_size}));
+  ASSIGN_OR_RETURN(a.queries, FloatBuffer::Allocate(device, "queries", {rows, attention_width}));
+  ASSIGN_OR_RETURN(a.keys, FloatBuffer::Allocate(device, "keys", {rows, kv_width}));
+  ASSIGN_OR_RETURN(a.values, FloatBuffer::Allocate(device, "values", {rows, kv_width}));
+  ASSIGN_OR_RETURN(a.attended, FloatBuffer::Allocate(device, "attention output", {rows, attention_width}));
+  ASSIGN_OR_RETURN(a.gate, FloatBuffer::Allocate(device, "FFN gate", {rows, ffn}));
+  ASSIGN_OR_RETURN(a.up, FloatBuffer::Allocate(device, "FFN up", {rows, ffn}));
+  ASSIGN_OR_RETURN(a.prepared,
+                   FloatBuffer::Allocate(device, "prepared activations", {prepared / sizeof(float) + 1}));
+  ASSIGN_OR_RETURN(a.scratch, FloatBuffer::Allocate(device, "kernel scratch", {scratch}));
   a.token_ids.resize(rows);
   a.positions.resize(rows);
   a.segments.reserve(rows);
   return a;
 }
 
-void Activations::Enter(const StageBatch& batch, float* residual_stream) {
-  residual = residual_stream;
+void Activations::Enter(const StageBatch& batch) {
   segments.clear();
   size_t row = 0;
   for (const StageSegment& segment : batch.segments) {
@@ -50,11 +60,24 @@ void Activations::Enter(const StageBatch& batch, float* residual_stream) {
   }
 }
 
+void Activations::Place(const kernels::Backend& backend, size_t place, float* residual_stream) {
+  residual = residual_stream;
+  kernels::PlaceBatchArgs args;
+  args.segments = segments;
+  args.positions = positions.data();
+  args.rows = place;
+  args.max_rows = max_rows();
+  args.block_tokens = block_tokens;
+  args.buffer = tables.data();
+  args.staging = tables_staging.data();
+  rows = backend.PlaceBatch(args);
+}
+
 uint64_t Activations::bytes() const {
   uint64_t bytes = (token_ids.size() + positions.size()) * sizeof(uint32_t) +
-                   segments.capacity() * sizeof(kernels::KvSegment);
+                   segments.capacity() * sizeof(kernels::KvSegment) + tables.bytes();
   for (const FloatBuffer* buffer :
-       {&normed, &queries, &keys, &values, &attended, &gate, &up, &prepared, &scratch}) {
+       {&own_residual, &normed, &queries, &keys, &values, &attended, &gate, &up, &prepared, &scratch}) {
     bytes += buffer->bytes();
   }
   return bytes;

@@ -3,12 +3,12 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <cstdlib>
 #include <initializer_list>
-#include <memory>
+#include <utility>
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "worker/device/device.h"
 
 namespace millrace {
 
@@ -16,21 +16,26 @@ namespace millrace {
 class FloatBuffer {
  public:
   FloatBuffer() = default;
-  // RESOURCE_EXHAUSTED, naming `what`: the product of `shape` overflows, or the memory is not to be had.
+  // In host memory. RESOURCE_EXHAUSTED, naming `what`: the product of `shape` overflows, or the memory is not
+  // to be had.
   static absl::StatusOr<FloatBuffer> Allocate(absl::string_view what, std::initializer_list<uint64_t> shape);
+  // In the device's memory, likewise.
+  static absl::StatusOr<FloatBuffer> Allocate(Device& device, absl::string_view what,
+                                              std::initializer_list<uint64_t> shape);
+  // In memory that the device copies from and to, likewise.
+  static absl::StatusOr<FloatBuffer> AllocateStaging(Device& device, absl::string_view what,
+                                                     std::initializer_list<uint64_t> shape);
 
-  float* data() { return data_.get(); }
-  const float* data() const { return data_.get(); }
+  float* data() { return reinterpret_cast<float*>(memory_.data()); }
+  const float* data() const { return reinterpret_cast<const float*>(memory_.data()); }
   size_t size() const { return size_; }
   uint64_t bytes() const { return uint64_t{size_} * sizeof(float); }
 
  private:
-  struct Free {
-    void operator()(float* memory) const { std::free(memory); }
-  };
-  FloatBuffer(float* memory, size_t size) : data_(memory), size_(size) {}
+  FloatBuffer(DeviceMemory memory, uint64_t bytes)
+      : memory_(std::move(memory)), size_(bytes / sizeof(float)) {}
 
-  std::unique_ptr<float, Free> data_;
+  DeviceMemory memory_;
   size_t size_ = 0;
 };
 

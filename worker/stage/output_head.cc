@@ -32,7 +32,8 @@ uint64_t OutputHead::bytes() const {
   return sampler_.scratch_bytes() + logits_.bytes();
 }
 
-std::vector<SequenceResult> OutputHead::Sample(const StageBatch& batch, absl::Span<const float> residual) {
+absl::StatusOr<std::vector<SequenceResult>> OutputHead::Sample(const StageBatch& batch,
+                                                               absl::Span<const float> residual) {
   std::vector<SequenceResult> results = EmptyResults(batch);
   const std::vector<Wanted> wanted = FindWanted(batch, results);
   std::vector<uint32_t> rows;
@@ -40,7 +41,7 @@ std::vector<SequenceResult> OutputHead::Sample(const StageBatch& batch, absl::Sp
     const size_t count = std::min<size_t>(kMaxLogitRows, wanted.size() - begin);
     rows.clear();
     for (size_t i = 0; i < count; ++i) rows.push_back(wanted[begin + i].row);
-    const absl::Span<const float> logits = Logits(rows, residual);
+    ASSIGN_OR_RETURN(const absl::Span<const float> logits, Logits(rows, residual));
     for (size_t i = 0; i < count; ++i) {
       Answer(wanted[begin + i], logits.subspan(i * shape_.vocabulary_size, shape_.vocabulary_size));
     }
@@ -77,11 +78,11 @@ std::vector<OutputHead::Wanted> OutputHead::FindWanted(const StageBatch& batch,
   return all;
 }
 
-absl::Span<const float> OutputHead::Logits(absl::Span<const uint32_t> rows,
-                                           absl::Span<const float> residual) {
+absl::StatusOr<absl::Span<const float>> OutputHead::Logits(absl::Span<const uint32_t> rows,
+                                                           absl::Span<const float> residual) {
   MILLRACE_CHECK(rows.size() <= kMaxLogitRows);
   for (uint32_t row : rows) MILLRACE_CHECK((uint64_t{row} + 1) * shape_.hidden_size <= residual.size());
-  shards_.Logits(rows, residual.data(), logits_.data());
+  RETURN_IF_ERROR(shards_.Logits(rows, residual.data(), logits_.data()));
   return absl::MakeConstSpan(logits_.data(), rows.size() * shape_.vocabulary_size);
 }
 

@@ -20,20 +20,21 @@ namespace millrace {
 // Thread: compute. What it points to outlives it.
 class OutputHead {
  public:
-  // Logits are made for so many rows at a time, so that their buffer stays small whatever asks for log
-  // probabilities.
-  static constexpr uint32_t kMaxLogitRows = 16;
+  static constexpr uint32_t kMaxLogitRows = StageShards::kMaxLogitRows;
 
   // RESOURCE_EXHAUSTED: not enough memory.
   static absl::StatusOr<std::unique_ptr<OutputHead>> Create(const HyperParameters& hyper_parameters,
                                                             StageShards& shards);
 
   // `residual` is [batch.rows(), hidden]. As StageModel::Sample.
-  std::vector<SequenceResult> Sample(const StageBatch& batch, absl::Span<const float> residual);
+  absl::StatusOr<std::vector<SequenceResult>> Sample(const StageBatch& batch,
+                                                     absl::Span<const float> residual);
 
   // [rows.size(), vocabulary], for rows of `residual`; valid until the next call of either function.
-  // REQUIRES: rows.size() <= kMaxLogitRows, and no more than a batch has.
-  absl::Span<const float> Logits(absl::Span<const uint32_t> rows, absl::Span<const float> residual);
+  // Errors and REQUIRES as StageShards::Logits. REQUIRES: rows.size() <= kMaxLogitRows, and no more than a
+  // batch has.
+  absl::StatusOr<absl::Span<const float>> Logits(absl::Span<const uint32_t> rows,
+                                                 absl::Span<const float> residual);
 
   uint64_t bytes() const;
 

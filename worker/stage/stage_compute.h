@@ -7,12 +7,12 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "absl/types/span.h"
 #include "common/buffer_pool.h"
 #include "common/generation.h"
-#include "kernels/backend.h"
+#include "common/kv_type.h"
 #include "model/gguf_file.h"
 #include "model/hyper_parameters.h"
+#include "worker/device/device.h"
 #include "worker/kv/kv_cache.h"
 #include "worker/stage/stage_batch.h"
 #include "worker/stage/stage_layout.h"
@@ -24,6 +24,12 @@ struct StageModelOptions {
   uint32_t max_rows = 0;                                                  // of one microbatch
   uint32_t context_tokens = 0;                                            // no position is beyond
   std::function<void(uint64_t done, uint64_t total)> progress = nullptr;  // of bytes loaded; may be empty
+  // Of the KV caches to come; what works in host memory takes any.
+  uint32_t block_tokens = 16;
+  KvType kv_type = KvType::kF16;
+  // Microbatches of decodes run as recorded ahead (Prepare), where devices can; for tests to compare.
+  bool record_decodes = true;
+  uint32_t stage = 0;  // of the ring, for messages
 };
 
 // What one tensor-parallel shard of a stage holds.
@@ -38,19 +44,26 @@ class StageCompute {
  public:
   virtual ~StageCompute() = default;
 
+  // Makes ready for microbatches with this cache, which may be the first or not; writes its blocks 0. Without
+  // it they run all the same, but slower. Errors as Run.
+  virtual absl::Status Prepare(KvCache& /*cache*/) { return absl::OkStatus(); }
+
   // Runs one microbatch through the layers, in place: the residual stream, [rows, hidden] float32, lives in
   // `input` from the moment it was received until it has been sent on. `input` is null on the first stage,
   // which takes a buffer of its own pool. The result holds exactly rows x hidden floats. REQUIRES:
   // CheckBatch(batch, limits) was OK with limits no larger than this object's and the cache's sizes; input
   // has exactly that size and no other user; the cache has this stage's layers, head size, KV heads
   // and its shards' KV heads. (A
-  // CHECK guards each but the first.)
-  virtual std::shared_ptr<PooledBuffer> Run(const StageBatch& batch, std::shared_ptr<PooledBuffer> input,
-                                            KvCache& cache) = 0;
+  // CHECK guards each but the first.) An error: the device, or another shard, failed, and the stage is lost.
+  virtual absl::StatusOr<std::shared_ptr<PooledBuffer>> Run(const StageBatch& batch,
+                                                            std::shared_ptr<PooledBuffer> input,
+                                                            KvCache& cache) = 0;
 
   // Last stage: tokens and log probabilities from what Run returned for this batch; one result for each
-  // segment that asks for a token or prompt log probabilities, in order. REQUIRES: layout.last.
-  virtual std::vector<SequenceResult> Sample(const StageBatch& batch, const PooledBuffer& residual) = 0;
+  // segment that asks for a token or prompt log probabilities, in order. Errors as Run. REQUIRES:
+  // layout.last.
+  virtual absl::StatusOr<std::vector<SequenceResult>> Sample(const StageBatch& batch,
+                                                             const PooledBuffer& residual) = 0;
 
   // Bytes of all weights, of all shards: what was packed, and what stays in the file and is read, once.
   // Thread: any.
@@ -64,10 +77,10 @@ class StageCompute {
   virtual int64_t collective_ns() const { return 0; }
 };
 
-// One backend for each tensor-parallel shard; they and the file outlive what is made. Errors as
+// One device for each tensor-parallel shard; they and the file outlive what is made. Errors as
 // StageModel::Create.
 using StageComputeFactory = std::function<absl::StatusOr<std::unique_ptr<StageCompute>>(
-    const GgufFile& file, const HyperParameters& hyper_parameters,
-    absl::Span<const kernels::Backend* const> backends, const StageModelOptions& options)>;
+    const GgufFile& file, const HyperParameters& hyper_parameters, DeviceGroup& devices,
+    const StageModelOptions& options)>;
 
 }  // namespace millrace

@@ -58,9 +58,10 @@ struct StageModel::Impl {
   void CheckCache(const KvCache& cache) const;
 };
 
-absl::StatusOr<std::unique_ptr<StageModel>> StageModel::Create(
-    const GgufFile& file, const HyperParameters& hyper_parameters,
-    absl::Span<const kernels::Backend* const> backends, const StageModelOptions& options) {
+absl::StatusOr<std::unique_ptr<StageModel>> StageModel::Create(const GgufFile& file,
+                                                               const HyperParameters& hyper_parameters,
+                                                               DeviceGroup& devices,
+                                                               const StageModelOptions& options) {
   const StageLayout& layout = options.layout;
   RETURN_IF_ERROR(CheckLayout(layout, hyper_parameters));
   RETURN_IF_ERROR(CheckSizes(options.max_rows, options.context_tokens, hyper_parameters));
@@ -72,7 +73,7 @@ absl::StatusOr<std::unique_ptr<StageModel>> StageModel::Create(
                                       {},
                                       {},
                                       BufferPool(kIdleResiduals)});
-  ASSIGN_OR_RETURN(impl->shards, StageShards::Create(file, impl->hyper_parameters, backends, options));
+  ASSIGN_OR_RETURN(impl->shards, StageShards::Create(file, impl->hyper_parameters, devices, options));
   for (const ShardUse& use : impl->shards->uses()) impl->shard_kv_heads.push_back(use.kv_heads);
   if (layout.last) {
     ASSIGN_OR_RETURN(impl->output_head, OutputHead::Create(impl->hyper_parameters, *impl->shards));
@@ -97,8 +98,14 @@ void StageModel::Impl::CheckCache(const KvCache& cache) const {
                  (shape.shard_kv_heads.empty() && shard_kv_heads.size() == 1));
 }
 
-std::shared_ptr<PooledBuffer> StageModel::Run(const StageBatch& batch, std::shared_ptr<PooledBuffer> input,
-                                              KvCache& cache) {
+absl::Status StageModel::Prepare(KvCache& cache) {
+  impl_->CheckCache(cache);
+  return impl_->shards->Record(cache);
+}
+
+absl::StatusOr<std::shared_ptr<PooledBuffer>> StageModel::Run(const StageBatch& batch,
+                                                              std::shared_ptr<PooledBuffer> input,
+                                                              KvCache& cache) {
   impl_->CheckCache(cache);
   for (const StageSegment& segment : batch.segments) {
     MILLRACE_CHECK(segment.first_position + segment.token_ids.size() <= impl_->context_tokens);
@@ -109,16 +116,18 @@ std::shared_ptr<PooledBuffer> StageModel::Run(const StageBatch& batch, std::shar
   if (impl_->layout.first) residual = impl_->residuals.Get(impl_->ResidualBytes(rows));
   MILLRACE_CHECK(residual->size == impl_->ResidualBytes(rows));
   if (impl_->layout.first) impl_->shards->Embed(batch, residual->floats());
-  impl_->shards->RunLayers({0, impl_->layout.num_layers, 0}, batch, residual->floats(), cache);
+  RETURN_IF_ERROR(
+      impl_->shards->RunLayers({0, impl_->layout.num_layers, 0}, batch, residual->floats(), cache));
   return residual;
 }
 
-std::vector<SequenceResult> StageModel::Sample(const StageBatch& batch, const PooledBuffer& residual) {
+absl::StatusOr<std::vector<SequenceResult>> StageModel::Sample(const StageBatch& batch,
+                                                               const PooledBuffer& residual) {
   MILLRACE_CHECK(impl_->output_head != nullptr && residual.size == impl_->ResidualBytes(batch.rows()));
   return impl_->output_head->Sample(batch, absl::MakeConstSpan(residual.floats(), residual.num_floats()));
 }
 
-absl::Span<const float> StageModel::Logits(uint32_t row, const PooledBuffer& residual) {
+absl::StatusOr<absl::Span<const float>> StageModel::Logits(uint32_t row, const PooledBuffer& residual) {
   MILLRACE_CHECK(impl_->output_head != nullptr);
   return impl_->output_head->Logits({row}, absl::MakeConstSpan(residual.floats(), residual.num_floats()));
 }
@@ -142,6 +151,10 @@ std::vector<ShardUse> StageModel::shards() const {
 
 int64_t StageModel::collective_ns() const {
   return impl_->shards->collective_ns();
+}
+
+uint64_t StageModel::replays() const {
+  return impl_->shards->replays();
 }
 
 }  // namespace millrace

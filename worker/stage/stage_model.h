@@ -10,7 +10,6 @@
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "common/generation.h"
-#include "kernels/backend.h"
 #include "model/gguf_file.h"
 #include "model/hyper_parameters.h"
 #include "worker/kv/kv_cache.h"
@@ -24,24 +23,28 @@ namespace millrace {
 // their way at once, and other stages work in what they received.
 class StageModel final : public StageCompute {
  public:
-  // `file` and `backends`, one for each tensor-parallel shard, outlive this. `progress` is called now and
+  // `file` and `devices`, one for each tensor-parallel shard, outlive this. `progress` is called now and
   // then, in the calling thread. Weights that a backend wants packed are packed here, the others read once
   // (paged in), so that the first microbatch does not wait for the disk. RESOURCE_EXHAUSTED: not enough
   // memory. INVALID_ARGUMENT: more shards than the model can be cut into, a layout outside the model (no
   // layers, too many, `first` or `last` at odds with the layers), max_rows 0, context_tokens 0 or more than
   // the model's, rope_freqs.weight out of range.
-  static absl::StatusOr<std::unique_ptr<StageModel>> Create(
-      const GgufFile& file, const HyperParameters& hyper_parameters,
-      absl::Span<const kernels::Backend* const> backends, const StageModelOptions& options);
+  static absl::StatusOr<std::unique_ptr<StageModel>> Create(const GgufFile& file,
+                                                            const HyperParameters& hyper_parameters,
+                                                            DeviceGroup& devices,
+                                                            const StageModelOptions& options);
   ~StageModel() override;
 
-  std::shared_ptr<PooledBuffer> Run(const StageBatch& batch, std::shared_ptr<PooledBuffer> input,
-                                    KvCache& cache) override;
-  std::vector<SequenceResult> Sample(const StageBatch& batch, const PooledBuffer& residual) override;
+  absl::Status Prepare(KvCache& cache) override;
+  absl::StatusOr<std::shared_ptr<PooledBuffer>> Run(const StageBatch& batch,
+                                                    std::shared_ptr<PooledBuffer> input,
+                                                    KvCache& cache) override;
+  absl::StatusOr<std::vector<SequenceResult>> Sample(const StageBatch& batch,
+                                                     const PooledBuffer& residual) override;
 
   // Last stage: raw logits, [vocabulary], of one row of what Run returned; valid until the next call of
   // Logits or Sample. REQUIRES: layout.last, `residual` has that row.
-  absl::Span<const float> Logits(uint32_t row, const PooledBuffer& residual);
+  absl::StatusOr<absl::Span<const float>> Logits(uint32_t row, const PooledBuffer& residual);
 
   uint64_t weight_bytes() const override;
   // Activations of all shards, their partial sums, one residual stream, RoPE table, logits, sampler, copies
@@ -49,6 +52,8 @@ class StageModel final : public StageCompute {
   uint64_t activation_bytes() const override;
   std::vector<ShardUse> shards() const override;
   int64_t collective_ns() const override;
+  // Microbatches that ran as recorded. Thread: any.
+  uint64_t replays() const;
 
  private:
   struct Impl;

@@ -44,11 +44,15 @@ struct Subject {
 
 class Profiler {
  public:
-  Profiler(const HyperParameters& shape, const StageProfilerOptions& options)
-      : shape_(shape), options_(options), rows_(std::min(options.max_rows, kMostRows)) {}
+  Profiler(const HyperParameters& shape, DeviceGroup& devices, const StageProfilerOptions& options)
+      : shape_(shape),
+        devices_(devices),
+        options_(options),
+        on_host_(devices.device(0).on_host()),
+        rows_(std::min(options.max_rows, kMostRows)) {}
 
-  absl::Status Prepare(const GgufFile& file, absl::Span<const kernels::Backend* const> backends);
-  WorkerProfile Measure();
+  absl::Status Prepare(const GgufFile& file);
+  absl::StatusOr<WorkerProfile> Measure();
 
  private:
   void ChooseSizes();
@@ -56,13 +60,18 @@ class Profiler {
   void AddLayer(uint32_t rows, uint32_t sequences, uint32_t context);
   StageBatch MakeBatch(uint32_t rows, uint32_t sequences, uint32_t context) const;
   void FillMemory();
-  double Run(const Subject& subject);
+  absl::StatusOr<double> Run(const Subject& subject);
   bool TooLong(const Subject& subject, absl::Time begin) const;
-  double Overhead();
-  int64_t Nanos() const { return options_.nanos ? options_.nanos() : ThreadCpuNanos(); }
+  absl::StatusOr<double> Overhead();
+  int64_t Nanos() const {
+    if (options_.nanos) return options_.nanos();
+    return on_host_ ? ThreadCpuNanos() : SteadyNanos();
+  }
 
   const HyperParameters& shape_;
+  DeviceGroup& devices_;
   const StageProfilerOptions options_;
+  const bool on_host_;
   const uint32_t rows_;
   uint32_t far_context_ = 0;  // 0: no room for one
   uint32_t far_sequences_ = 0;
@@ -91,7 +100,7 @@ void Profiler::ChooseSizes() {
   num_blocks_ = std::max(rows_, far_sequences_ * blocks(far_context_ + chunk_));
 }
 
-absl::Status Profiler::Prepare(const GgufFile& file, absl::Span<const kernels::Backend* const> backends) {
+absl::Status Profiler::Prepare(const GgufFile& file) {
   if (options_.max_rows == 0 || options_.context_tokens == 0) {
     return absl::InvalidArgumentError("profile: rows and context must be at least 1");
   }
@@ -101,22 +110,25 @@ absl::Status Profiler::Prepare(const GgufFile& file, absl::Span<const kernels::B
   num_layers_ =
       static_cast<uint32_t>(std::clamp<uint64_t>(kCacheBytes / layer_bytes + 1, 1, shape_.num_layers));
   const StageLayout layout{shape_.num_layers - num_layers_, num_layers_, false, true};
-  ASSIGN_OR_RETURN(shards_,
-                   StageShards::Create(file, shape_, backends, {layout, rows_, far_context_ + chunk_}));
+  StageModelOptions stage{layout, rows_, far_context_ + chunk_};
+  stage.block_tokens = options_.block_tokens;
+  stage.kv_type = options_.kv_type;
+  stage.record_decodes = false;
+  ASSIGN_OR_RETURN(shards_, StageShards::Create(file, shape_, devices_, stage));
   ASSIGN_OR_RETURN(output_head_, OutputHead::Create(shape_, *shards_));
   KvCache::Shape cache{
       1, num_blocks_, options_.block_tokens, shape_.num_kv_heads, shape_.head_size, options_.kv_type};
   for (const ShardUse& use : shards_->uses()) cache.shard_kv_heads.push_back(use.kv_heads);
-  ASSIGN_OR_RETURN(cache_, KvCache::Create(cache));
+  ASSIGN_OR_RETURN(cache_, KvCache::Create(cache, devices_));
   FillMemory();
   MakeSubjects();
   return absl::OkStatus();
 }
 
-// Untouched memory would be one page of zeros, and faster than any real one.
+// Untouched host memory would be one page of zeros, and faster than any real one.
 void Profiler::FillMemory() {
   constexpr int kOrdinary = 0x21;  // of each type, these bytes make ordinary numbers
-  for (uint32_t i = 0; i < cache_->shape().shard_kv_heads.size(); ++i) {
+  for (uint32_t i = 0; on_host_ && i < cache_->shape().shard_kv_heads.size(); ++i) {
     const kernels::PagedKv kv = cache_->Layer(0, i);
     const size_t positions = size_t{num_blocks_} * options_.block_tokens * kv.kv_heads;
     for (uint8_t* elements : {kv.key_blocks, kv.value_blocks}) {
@@ -172,15 +184,16 @@ void Profiler::MakeSubjects() {
   if (far_context_ > 0) AddLayer(chunk_, 1, far_context_);
 }
 
-double Profiler::Run(const Subject& subject) {
+absl::StatusOr<double> Profiler::Run(const Subject& subject) {
   std::copy_n(embedding_.begin(), size_t{subject.point.rows} * shape_.hidden_size, residual_.begin());
   const uint32_t layer = next_layer_++ % num_layers_;
   const int64_t begin = Nanos();
   if (subject.head) {
-    output_head_->Sample(subject.batch, absl::MakeConstSpan(residual_.data(),
-                                                            size_t{subject.point.rows} * shape_.hidden_size));
+    const size_t floats = size_t{subject.point.rows} * shape_.hidden_size;
+    RETURN_IF_ERROR(
+        output_head_->Sample(subject.batch, absl::MakeConstSpan(residual_.data(), floats)).status());
   } else {
-    shards_->RunLayers({layer, 1, 0}, subject.batch, residual_.data(), *cache_);
+    RETURN_IF_ERROR(shards_->RunLayers({layer, 1, 0}, subject.batch, residual_.data(), *cache_));
   }
   return static_cast<double>(Nanos() - begin) * 1e-9;
 }
@@ -197,21 +210,21 @@ bool Profiler::TooLong(const Subject& subject, absl::Time begin) const {
 }
 
 // What a microbatch of some rows costs outside the layers: taking it apart and moving its rows.
-double Profiler::Overhead() {
+absl::StatusOr<double> Profiler::Overhead() {
   const StageBatch batch = MakeBatch(std::min(rows_, 8u), std::min(rows_, 8u), 0);
   std::vector<double> seconds;
   for (int round = 0; round < kProfileRounds; ++round) {
     const int64_t begin = Nanos();
     const StageBatch copy = batch;
-    shards_->RunLayers({0, 0, 0}, copy, residual_.data(), *cache_);
+    RETURN_IF_ERROR(shards_->RunLayers({0, 0, 0}, copy, residual_.data(), *cache_));
     std::copy_n(embedding_.begin(), size_t{copy.rows()} * shape_.hidden_size, residual_.begin());
     seconds.push_back(static_cast<double>(Nanos() - begin) * 1e-9);
   }
   return Median(std::move(seconds));
 }
 
-WorkerProfile Profiler::Measure() {
-  Run(subjects_.front());  // the kernels' own first touch
+absl::StatusOr<WorkerProfile> Profiler::Measure() {
+  RETURN_IF_ERROR(Run(subjects_.front()).status());  // the kernels' own first touch
   const absl::Time begin = Clock::Steady().Now();
   for (int round = 0; round < kProfileRounds; ++round) {
     if (round > 0 &&
@@ -219,7 +232,8 @@ WorkerProfile Profiler::Measure() {
       break;
     for (Subject& subject : subjects_) {
       if (round == 0 ? TooLong(subject, begin) : subject.seconds.empty()) continue;
-      subject.seconds.push_back(Run(subject));
+      ASSIGN_OR_RETURN(const double seconds, Run(subject));
+      subject.seconds.push_back(seconds);
     }
   }
   WorkerProfile profile;
@@ -229,17 +243,16 @@ WorkerProfile Profiler::Measure() {
     subject.point.seconds = Median(std::move(subject.seconds));
     (subject.head ? profile.head : profile.layer).push_back(subject.point);
   }
-  profile.overhead_seconds = Overhead();
+  ASSIGN_OR_RETURN(profile.overhead_seconds, Overhead());
   return profile;
 }
 
 }  // namespace
 
 absl::StatusOr<WorkerProfile> MeasureProfile(const GgufFile& file, const HyperParameters& hyper_parameters,
-                                             absl::Span<const kernels::Backend* const> backends,
-                                             const StageProfilerOptions& options) {
-  Profiler profiler(hyper_parameters, options);
-  RETURN_IF_ERROR(profiler.Prepare(file, backends));
+                                             DeviceGroup& devices, const StageProfilerOptions& options) {
+  Profiler profiler(hyper_parameters, devices, options);
+  RETURN_IF_ERROR(profiler.Prepare(file));
   return profiler.Measure();
 }
 

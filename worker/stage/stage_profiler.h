@@ -6,11 +6,10 @@
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
-#include "absl/types/span.h"
 #include "common/worker_profile.h"
-#include "kernels/backend.h"
 #include "model/gguf_file.h"
 #include "model/hyper_parameters.h"
+#include "worker/device/device.h"
 
 namespace millrace {
 
@@ -20,9 +19,10 @@ struct StageProfilerOptions {
   uint32_t block_tokens = 16;
   KvType kv_type = KvType::kF32;
   absl::Duration enough =
-      absl::Milliseconds(800);               // repeat until so much was spent, at most kProfileRounds times
-  absl::Duration limit = absl::Seconds(3);   // begin nothing that is likely to end later
-  std::function<int64_t()> nanos = nullptr;  // what to measure with; null: CPU time of the calling thread
+      absl::Milliseconds(800);              // repeat until so much was spent, at most kProfileRounds times
+  absl::Duration limit = absl::Seconds(3);  // begin nothing that is likely to end later
+  // What to measure with. Null: CPU time of the calling thread where that computes, otherwise the clock.
+  std::function<int64_t()> nanos = nullptr;
 };
 
 // `enough` and `limit` where the profile is only a first guess, and somebody waits for it.
@@ -40,10 +40,9 @@ inline constexpr absl::Duration kBriefProfileLimit = absl::Milliseconds(150);
 // and up to 32 MiB of KV cache; it is gone when this returns.
 //
 // Thread: any, one that computes nothing else. INVALID_ARGUMENT: max_rows or context_tokens is 0, a bad block
-// size, more backends (shards) than the model can be cut into. RESOURCE_EXHAUSTED: not enough memory.
+// size, more devices (shards) than the model can be cut into. RESOURCE_EXHAUSTED: not enough memory.
 inline constexpr int kProfileRounds = 9;
 absl::StatusOr<WorkerProfile> MeasureProfile(const GgufFile& file, const HyperParameters& hyper_parameters,
-                                             absl::Span<const kernels::Backend* const> backends,
-                                             const StageProfilerOptions& options);
+                                             DeviceGroup& devices, const StageProfilerOptions& options);
 
 }  // namespace millrace

@@ -59,9 +59,10 @@ absl::Status StageRunner::RunOne(JoinedMicrobatch joined) {
   stamp.received_ns = joined.received_ns;
   const int64_t cpu_before = ThreadCpuNanos();
   stamp.started_ns = SteadyNanos();
-  std::shared_ptr<PooledBuffer> activations = stage_->Run(joined.batch, std::move(input), *cache_);
+  ASSIGN_OR_RETURN(std::shared_ptr<PooledBuffer> activations,
+                   stage_->Run(joined.batch, std::move(input), *cache_));
   if (options_.last) {
-    output.results = stage_->Sample(joined.batch, *activations);
+    ASSIGN_OR_RETURN(output.results, stage_->Sample(joined.batch, *activations));
   } else {
     output.activations = std::move(activations);
   }

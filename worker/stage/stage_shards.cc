@@ -1,144 +1,322 @@
 #include "worker/stage/stage_shards.h"
 
 #include <algorithm>
+#include <cstring>
 #include <utility>
 
 #include "common/check.h"
 #include "common/status_macros.h"
 #include "kernels/work_share.h"
+#include "worker/stage/decode_buckets.h"
+#include "worker/stage/device_floats.h"
 #include "worker/stage/rope_table.h"
-#include "worker/stage/weight_loader.h"
 
 namespace millrace {
 namespace {
 
-// Rows whose partial sums are added together: few enough that they are still in the caches.
+// Rows whose partial sums are added together: on the host few enough that they are still in the caches, on
+// other devices enough that a collective's fixed cost does not count.
 constexpr uint32_t kReduceRows = 128;
+constexpr uint32_t kDeviceReduceRows = 512;
 
 SegmentSpan SpanOf(std::vector<uint32_t> ends, const ShardRange& own, size_t all) {
   return {std::move(ends), own.begin, static_cast<uint32_t>(all)};
 }
 
+bool OnlyDecodes(const StageBatch& batch) {
+  return std::all_of(batch.segments.begin(), batch.segments.end(),
+                     [](const StageSegment& segment) { return segment.token_ids.size() == 1; });
+}
+
 }  // namespace
 
-StageShards::StageShards(const HyperParameters& hyper_parameters,
-                         absl::Span<const kernels::Backend* const> backends)
-    : model_(hyper_parameters), team_(static_cast<uint32_t>(backends.size())) {}
+StageShards::StageShards(const HyperParameters& hyper_parameters, DeviceGroup& devices,
+                         const StageModelOptions& options)
+    : model_(hyper_parameters), devices_(devices), options_(options), team_(devices.size()) {}
 
-absl::StatusOr<std::unique_ptr<StageShards>> StageShards::Create(
-    const GgufFile& file, const HyperParameters& hyper_parameters,
-    absl::Span<const kernels::Backend* const> backends, const StageModelOptions& options) {
-  ASSIGN_OR_RETURN(const ShardLayout cut,
-                   CutShards(ReadShardShape(file, hyper_parameters), static_cast<uint32_t>(backends.size())));
-  std::unique_ptr<StageShards> stage(new StageShards(hyper_parameters, backends));
-  stage->ViewWeights(file, cut, options.layout, backends);
-  RETURN_IF_ERROR(stage->AllocateShared(backends, options, cut));
+absl::StatusOr<std::unique_ptr<StageShards>> StageShards::Create(const GgufFile& file,
+                                                                 const HyperParameters& hyper_parameters,
+                                                                 DeviceGroup& devices,
+                                                                 const StageModelOptions& options) {
+  ASSIGN_OR_RETURN(const ShardLayout cut, CutShards(ReadShardShape(file, hyper_parameters), devices.size()));
+  std::unique_ptr<StageShards> stage(new StageShards(hyper_parameters, devices, options));
+  stage->ViewWeights(file, cut);
+  RETURN_IF_ERROR(stage->AllocateShared(cut));
   std::vector<ShardToLoad> to_load;
-  for (size_t i = 0; i < backends.size(); ++i) {
-    Shard& shard = *stage->shards_[i];
-    to_load.push_back({backends[i], &shard.weights, &shard.packed, &shard.mapped_bytes});
+  for (const std::unique_ptr<Shard>& shard : stage->shards_) {
+    to_load.push_back({shard->context.device, &shard->weights, &shard->packed, &shard->mapped_bytes});
   }
   WeightLoader loader(file, std::move(to_load), options.progress);
   RETURN_IF_ERROR(loader.Allocate());
-  const Activations::Sizes sizes{{}, options.max_rows};
-  stage->team_.Run([&](uint32_t index) {
-    Shard& shard = *stage->shards_[index];
-    // The thread of shard 0 is the caller's to pin.
-    if (index > 0) shard.context.backend->PinCaller();
-    Activations::Sizes own = sizes;
-    own.slice = shard.context.slice;
-    absl::StatusOr<Activations> activations =
-        Activations::Allocate(hyper_parameters, *shard.context.backend, own);
-    shard.status = activations.status();
-    if (!activations.ok()) return;
-    shard.activations = *std::move(activations);
-    loader.Load(index);
-  });
-  for (const std::unique_ptr<Shard>& shard : stage->shards_) RETURN_IF_ERROR(shard->status);
+  RETURN_IF_ERROR(stage->LoadShards(loader));
   loader.Finish();
+  if (!stage->on_host()) RETURN_IF_ERROR(stage->WarmUp());
   return stage;
 }
 
-void StageShards::ViewWeights(const GgufFile& file, const ShardLayout& cut, const StageLayout& layout,
-                              absl::Span<const kernels::Backend* const> backends) {
-  for (size_t i = 0; i < backends.size(); ++i) {
+void StageShards::ViewWeights(const GgufFile& file, const ShardLayout& cut) {
+  for (uint32_t i = 0; i < devices_.size(); ++i) {
     shards_.push_back(std::make_unique<Shard>());
     Shard& shard = *shards_.back();
     ShardContext& context = shard.context;
     context.model = &model_;
-    context.rope_table = &rope_table_;
-    context.backend = backends[i];
+    context.device = &devices_.device(i);
     context.slice = cut.shards[i];
     context.attention =
         SpanOf(cut.AttentionEnds(context.slice), context.slice.attention_segments, cut.attention_ends.size());
     context.ffn = SpanOf(cut.FfnEnds(context.slice), context.slice.ffn_segments, cut.ffn_ends.size());
-    shard.weights = ViewStageWeights(file, model_, layout, context.slice);
+    shard.weights = ViewStageWeights(file, model_, options_.layout, context.slice);
   }
 }
 
-absl::Status StageShards::AllocateShared(absl::Span<const kernels::Backend* const> backends,
-                                         const StageModelOptions& options, const ShardLayout& cut) {
+absl::Status StageShards::AllocateShared(const ShardLayout& cut) {
   ASSIGN_OR_RETURN(rope_table_,
-                   MakeRopeTable(model_, shards_.front()->weights.rope_freqs, options.context_tokens));
-  if (backends.size() == 1) return absl::OkStatus();
-  SharedMemoryGroupOptions group;
+                   MakeRopeTable(model_, shards_.front()->weights.rope_freqs, options_.context_tokens));
+  for (const std::unique_ptr<Shard>& shard : shards_) shard->context.rope_table = rope_table_.data();
+  if (!on_host()) {
+    for (FloatBuffer* staging : {&residual_in_, &residual_out_}) {
+      ASSIGN_OR_RETURN(*staging, FloatBuffer::AllocateStaging(devices_.device(0), "residual stream to copy",
+                                                              {options_.max_rows, model_.hidden_size}));
+    }
+  }
+  if (shards_.size() == 1) return absl::OkStatus();
+  CollectiveOptions group;
   group.segments = static_cast<uint32_t>(std::max(cut.attention_ends.size(), cut.ffn_ends.size()));
-  group.max_rows = std::min(options.max_rows, kReduceRows);
+  group.max_rows = std::min(options_.max_rows, on_host() ? kReduceRows : kDeviceReduceRows);
   group.columns = model_.hidden_size;
-  ASSIGN_OR_RETURN(group_, SharedMemoryGroup::Create(backends, group));
+  ASSIGN_OR_RETURN(group_, devices_.MakeCollectives(group));
   for (size_t i = 0; i < shards_.size(); ++i) shards_[i]->context.collective = &group_->shard(i);
   return absl::OkStatus();
 }
 
+absl::Status StageShards::LoadShards(WeightLoader& loader) {
+  return InShards([&](uint32_t index, Shard& shard) {
+    // The thread of shard 0 is the caller's to pin.
+    if (on_host() && index > 0) shard.context.device->Enter();
+    RETURN_IF_ERROR(PrepareShard(shard));
+    return loader.Load(index);
+  });
+}
+
+absl::Status StageShards::PrepareShard(Shard& shard) {
+  Device& device = *shard.context.device;
+  const Activations::Sizes sizes{shard.context.slice, options_.max_rows, options_.context_tokens,
+                                 options_.block_tokens};
+  ASSIGN_OR_RETURN(shard.activations, Activations::Allocate(model_, device, sizes));
+  if (device.on_host()) return absl::OkStatus();
+  const uint64_t vocabulary = shard.weights.output.rows;
+  if (vocabulary != 0) {
+    ASSIGN_OR_RETURN(shard.logits, FloatBuffer::Allocate(device, "logits", {kMaxLogitRows, vocabulary}));
+    ASSIGN_OR_RETURN(shard.logits_staging,
+                     FloatBuffer::AllocateStaging(device, "logits", {kMaxLogitRows, vocabulary}));
+  }
+  return CopyFloatsOf(shard);
+}
+
+absl::Status StageShards::CopyFloatsOf(Shard& shard) {
+  std::vector<FloatsToCopy> floats;
+  for (FloatTensor* norm : shard.weights.Norms()) floats.push_back({norm->values, &norm->data});
+  floats.push_back({absl::MakeConstSpan(rope_table_.data(), rope_table_.size()), &shard.context.rope_table});
+  ASSIGN_OR_RETURN(shard.floats, CopyFloats(*shard.context.device, "norms and RoPE table", floats));
+  return absl::OkStatus();
+}
+
+absl::Status StageShards::InShards(absl::FunctionRef<absl::Status(uint32_t, Shard&)> work) {
+  team_.Run([&](uint32_t index) {
+    Shard& shard = *shards_[index];
+    if (!shard.context.device->on_host()) shard.context.device->Enter();
+    shard.status = work(index, shard);
+    // The others may wait for this one.
+    if (!shard.status.ok() && shard.context.collective != nullptr) shard.context.collective->Abort();
+  });
+  absl::Status first;
+  for (const std::unique_ptr<Shard>& shard : shards_) {
+    if (first.ok() || absl::IsAborted(first)) first = shard->status.ok() ? first : shard->status;
+  }
+  return first;
+}
+
+// `sequences` of `rows` rows each, all of which have block 0 for all their blocks.
+StageBatch StageShards::EmptyBatch(uint32_t sequences, uint32_t rows) const {
+  StageBatch batch;
+  for (uint32_t i = 0; i < sequences; ++i) {
+    StageSegment& segment = batch.segments.emplace_back();
+    segment.token_ids.assign(rows, 0);
+    segment.block_ids.assign((rows + options_.block_tokens - 1) / options_.block_tokens, 0);
+  }
+  return batch;
+}
+
+// What the first microbatch would find unloaded, or not yet allocated, is so before anyone asks what memory
+// is free.
+absl::Status StageShards::WarmUp() {
+  KvCache::Shape shape;
+  shape.num_layers = options_.layout.num_layers;
+  shape.num_blocks = 1;
+  shape.block_tokens = options_.block_tokens;
+  shape.kv_heads = model_.num_kv_heads;
+  shape.head_size = model_.head_size;
+  shape.type = options_.kv_type;
+  for (const ShardUse& use : uses()) shape.shard_kv_heads.push_back(use.kv_heads);
+  ASSIGN_OR_RETURN(const std::unique_ptr<KvCache> cache, KvCache::Create(shape, devices_));
+  const uint32_t rows = std::min(options_.max_rows, options_.context_tokens);
+  const StageBatch batch = EmptyBatch(std::max(options_.max_rows / rows, 1u), rows);
+  std::vector<float> residual(size_t{batch.rows()} * model_.hidden_size, 0.0f);
+  RETURN_IF_ERROR(RunLayers({0, options_.layout.num_layers, 0}, batch, residual.data(), *cache));
+  RETURN_IF_ERROR(Record(*cache));
+  if (!options_.layout.last) return absl::OkStatus();
+  std::vector<float> logits(size_t{kMaxLogitRows} * model_.vocabulary_size);
+  std::vector<uint32_t> all(std::min(kMaxLogitRows, batch.rows()));
+  for (uint32_t i = 0; i < all.size(); ++i) all[i] = i;
+  return Logits(all, residual.data(), logits.data());
+}
+
+absl::Status StageShards::Record(KvCache& cache) {
+  if (on_host()) return absl::OkStatus();
+  recordings_.clear();
+  recorded_cache_ = cache.id();
+  if (!options_.record_decodes) return absl::OkStatus();
+  for (uint32_t rows : DecodeBuckets(options_.max_rows)) {
+    RETURN_IF_ERROR(RecordBucket(rows, cache));
+    if (recordings_.empty()) break;
+  }
+  return absl::OkStatus();
+}
+
+// A first run loads what recording must find loaded.
+absl::Status StageShards::RecordBucket(uint32_t rows, KvCache& cache) {
+  const LayerRange all{0, options_.layout.num_layers, 0};
+  const StageBatch batch = EmptyBatch(rows, 1);
+  std::vector<float> residual(size_t{rows} * model_.hidden_size, 0.0f);
+  RETURN_IF_ERROR(RunLayers(all, batch, residual.data(), cache));
+  Recording recording{rows, {}};
+  recording.work.resize(shards_.size());
+  RETURN_IF_ERROR(InShards([&](uint32_t index, Shard& shard) -> absl::Status {
+    ASSIGN_OR_RETURN(recording.work[index],
+                     shard.context.device->Capture([&] { return EnqueueLayers(index, all, cache); }));
+    return absl::OkStatus();
+  }));
+  const bool recorded = std::all_of(recording.work.begin(), recording.work.end(),
+                                    [](const auto& work) { return work != nullptr; });
+  if (recorded) recordings_.push_back(std::move(recording));
+  return absl::OkStatus();
+}
+
+const StageShards::Recording* StageShards::RecordingOf(const LayerRange& range, const StageBatch& batch,
+                                                       const KvCache& cache) const {
+  if (recordings_.empty() || cache.id() != recorded_cache_ || range.first_layer != 0 ||
+      range.first_kv_layer != 0 || range.layers != options_.layout.num_layers || !OnlyDecodes(batch)) {
+    return nullptr;
+  }
+  for (const Recording& recording : recordings_) {
+    if (batch.rows() <= recording.rows) return &recording;
+  }
+  return nullptr;
+}
+
 void StageShards::Embed(const StageBatch& batch, float* residual) {
   const size_t rows = batch.rows();
+  kernels::EmbedArgs embed;
+  embed.table = shards_.front()->weights.token_embedding;
+  if (!on_host()) {
+    Activations& activations = shards_.front()->activations;
+    activations.Enter(batch);
+    embed.ids = activations.token_ids.data();
+    embed.rows = rows;
+    embed.out = residual;
+    return devices_.host_ops().Embed(embed);
+  }
   team_.Run([&](uint32_t index) {
     Shard& shard = *shards_[index];
-    shard.activations.Enter(batch, residual);
+    shard.activations.Enter(batch);
     const kernels::WorkShare::Range own = kernels::WorkShare{index, shards_.size()}.Of(rows);
-    kernels::EmbedArgs embed;
-    embed.ids = shard.activations.token_ids.data() + own.begin;
-    embed.rows = own.end - own.begin;
-    embed.table = shard.weights.token_embedding;
-    embed.out = residual + own.begin * model_.hidden_size;
-    shard.context.backend->Embed(embed);
+    kernels::EmbedArgs part = embed;
+    part.ids = shard.activations.token_ids.data() + own.begin;
+    part.rows = own.end - own.begin;
+    part.out = residual + own.begin * model_.hidden_size;
+    shard.context.device->ops().Embed(part);
   });
 }
 
-void StageShards::RunLayers(const LayerRange& range, const StageBatch& batch, float* residual,
-                            KvCache& cache) {
-  team_.Run([&](uint32_t index) {
-    Shard& shard = *shards_[index];
-    shard.activations.Enter(batch, residual);
-    TransformerLayer layer(shard.context, shard.activations);
-    for (uint32_t i = 0; i < range.layers; ++i) {
-      layer.Run(shard.weights.layers[range.first_layer + i], cache.Layer(range.first_kv_layer + i, index),
-                batch);
-    }
-    shard.activations.residual = nullptr;
-  });
+absl::Status StageShards::RunLayers(const LayerRange& range, const StageBatch& batch, float* residual,
+                                    KvCache& cache) {
+  const size_t bytes = size_t{batch.rows()} * model_.hidden_size * sizeof(float);
+  microbatch_ = batch.id.value();
+  if (!on_host()) {
+    MILLRACE_CHECK(batch.rows() <= max_rows() && cache.shape().block_tokens == options_.block_tokens);
+    std::memcpy(residual_in_.data(), residual, bytes);
+  }
+  RETURN_IF_ERROR(
+      InShards([&](uint32_t index, Shard&) { return RunShard(index, range, batch, residual, cache); }));
+  if (!on_host()) std::memcpy(residual, residual_out_.data(), bytes);
+  return absl::OkStatus();
 }
 
-void StageShards::Logits(absl::Span<const uint32_t> rows, const float* residual, float* logits) {
-  MILLRACE_CHECK(rows.size() <= max_rows());
-  team_.Run([&](uint32_t index) { ShardLogits(*shards_[index], rows, residual, logits); });
-}
-
-void StageShards::ShardLogits(Shard& shard, absl::Span<const uint32_t> rows, const float* residual,
-                              float* logits) {
-  if (shard.weights.output.rows == 0) return;
-  const kernels::Backend& backend = *shard.context.backend;
+absl::Status StageShards::RunShard(uint32_t index, const LayerRange& range, const StageBatch& batch,
+                                   float* residual, KvCache& cache) {
+  Shard& shard = *shards_[index];
+  Device& device = *shard.context.device;
   Activations& a = shard.activations;
+  a.Enter(batch);
+  if (on_host()) {
+    a.Place(device.ops(), batch.rows(), residual);
+    const absl::Status status = EnqueueLayers(index, range, cache);
+    a.residual = nullptr;
+    return status;
+  }
+  device.Begin({options_.stage, microbatch_});
+  const uint64_t bytes = uint64_t{batch.rows()} * model_.hidden_size * sizeof(float);
+  device.CopyIn(a.own_residual.data(), residual_in_.data(), bytes);
+  const Recording* recording = RecordingOf(range, batch, cache);
+  a.Place(device.ops(), recording != nullptr ? recording->rows : batch.rows(), a.own_residual.data());
+  if (recording != nullptr) {
+    device.Replay(*recording->work[index]);
+    if (index == 0) replays_.store(replays() + 1, std::memory_order_relaxed);
+  } else {
+    RETURN_IF_ERROR(EnqueueLayers(index, range, cache));
+  }
+  if (index == 0) device.CopyOut(residual_out_.data(), a.own_residual.data(), bytes);
+  return device.Finish();
+}
+
+absl::Status StageShards::EnqueueLayers(uint32_t index, const LayerRange& range, KvCache& cache) {
+  Shard& shard = *shards_[index];
+  TransformerLayer layer(shard.context, shard.activations);
+  for (uint32_t i = 0; i < range.layers; ++i) {
+    RETURN_IF_ERROR(
+        layer.Run(shard.weights.layers[range.first_layer + i], cache.Layer(range.first_kv_layer + i, index)));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status StageShards::Logits(absl::Span<const uint32_t> rows, const float* residual, float* logits) {
+  MILLRACE_CHECK(rows.size() <= kMaxLogitRows && rows.size() <= max_rows());
+  return InShards([&](uint32_t, Shard& shard) { return ShardLogits(shard, rows, residual, logits); });
+}
+
+// Neighbouring rows together.
+void StageShards::NormRows(Shard& shard, absl::Span<const uint32_t> rows, const float* residual) {
   kernels::RmsNormArgs norm;
-  norm.weight = shard.weights.output_norm.data();
-  norm.rows = 1;
+  norm.weight = shard.weights.output_norm.data;
   norm.columns = model_.hidden_size;
   norm.epsilon = model_.rms_epsilon;
-  for (size_t i = 0; i < rows.size(); ++i) {
-    norm.x = residual + size_t{rows[i]} * model_.hidden_size;
-    norm.out = a.normed.data() + i * model_.hidden_size;
-    backend.RmsNorm(norm);
+  for (size_t begin = 0; begin < rows.size(); begin += norm.rows) {
+    norm.rows = 1;
+    while (begin + norm.rows < rows.size() && rows[begin + norm.rows] == rows[begin] + norm.rows) ++norm.rows;
+    norm.x = residual + size_t{rows[begin]} * model_.hidden_size;
+    norm.out = shard.activations.normed.data() + begin * model_.hidden_size;
+    shard.context.device->ops().RmsNorm(norm);
   }
+}
+
+absl::Status StageShards::ShardLogits(Shard& shard, absl::Span<const uint32_t> rows, const float* residual,
+                                      float* logits) {
+  const size_t own = shard.weights.output.rows;
+  if (own == 0) return absl::OkStatus();
+  Device& device = *shard.context.device;
+  Activations& a = shard.activations;
+  device.Begin({options_.stage, microbatch_});
+  NormRows(shard, rows, device.on_host() ? residual : a.own_residual.data());
   kernels::PrepareInputArgs prepare;
   prepare.x = a.normed.data();
   prepare.rows = rows.size();
@@ -146,12 +324,20 @@ void StageShards::ShardLogits(Shard& shard, absl::Span<const uint32_t> rows, con
   prepare.rounding = kernels::InputRounding::kRefineLargest;
   prepare.buffer = reinterpret_cast<uint8_t*>(a.prepared.data());
   kernels::MatMulArgs product;
-  product.x = backend.PrepareInput(prepare);
+  product.x = device.ops().PrepareInput(prepare);
   product.weights = shard.weights.output;
-  product.out = logits + shard.context.slice.vocabulary.begin;
-  product.out_stride = model_.vocabulary_size;
+  product.out = device.on_host() ? logits + shard.context.slice.vocabulary.begin : shard.logits.data();
+  product.out_stride = device.on_host() ? model_.vocabulary_size : own;
   product.scratch = a.scratch.data();
-  backend.MatMul(product);
+  device.ops().MatMul(product);
+  if (device.on_host()) return absl::OkStatus();
+  device.CopyOut(shard.logits_staging.data(), shard.logits.data(), rows.size() * own * sizeof(float));
+  RETURN_IF_ERROR(device.Finish());
+  for (size_t i = 0; i < rows.size(); ++i) {
+    std::copy_n(shard.logits_staging.data() + i * own, own,
+                logits + i * model_.vocabulary_size + shard.context.slice.vocabulary.begin);
+  }
+  return absl::OkStatus();
 }
 
 std::vector<ShardUse> StageShards::uses() const {
@@ -160,13 +346,15 @@ std::vector<ShardUse> StageShards::uses() const {
     ShardUse& use = uses.emplace_back();
     use.kv_heads = shard->context.slice.kv_heads.size();
     use.weight_bytes = shard->packed.bytes() + shard->mapped_bytes;
-    use.activation_bytes = shard->activations.bytes() + shard->weights.copied_bytes();
+    use.activation_bytes = shard->activations.bytes() + shard->weights.copied_bytes() +
+                           shard->floats.bytes() + shard->logits.bytes();
   }
   return uses;
 }
 
 uint64_t StageShards::shared_bytes() const {
-  return rope_table_.bytes() + (group_ == nullptr ? 0 : group_->bytes());
+  return rope_table_.bytes() + residual_in_.bytes() + residual_out_.bytes() +
+         (group_ == nullptr ? 0 : group_->bytes());
 }
 
 int64_t StageShards::collective_ns() const {

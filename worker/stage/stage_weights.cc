@@ -79,12 +79,12 @@ std::vector<float> Floats(const TensorInfo* tensor) {
 
 LayerWeights ReadLayer(const LayerTensors& tensors, const ShardSlice& slice, uint32_t head_size) {
   LayerWeights layer;
-  layer.attn_norm = Floats(tensors.attn_norm);
+  layer.attn_norm = FloatTensor(Floats(tensors.attn_norm));
   layer.attn_q = Rows(tensors.attn_q, slice.heads, head_size);
   layer.attn_k = Rows(tensors.attn_k, slice.kv_heads, head_size);
   layer.attn_v = Rows(tensors.attn_v, slice.kv_heads, head_size);
   layer.attn_output = Columns(tensors.attn_output, slice.heads, head_size);
-  layer.ffn_norm = Floats(tensors.ffn_norm);
+  layer.ffn_norm = FloatTensor(Floats(tensors.ffn_norm));
   layer.ffn_gate = Rows(tensors.ffn_gate, slice.ffn, 1);
   layer.ffn_up = Rows(tensors.ffn_up, slice.ffn, 1);
   layer.ffn_down = Columns(tensors.ffn_down, slice.ffn, 1);
@@ -110,7 +110,7 @@ StageWeights ViewStageWeights(const GgufFile& file, const HyperParameters& hyper
   if (ends.rope_freqs != nullptr) weights.rope_freqs = Floats(ends.rope_freqs);
   if (layout.first) weights.token_embedding = Matrix(ends.token_embedding);
   if (layout.last) {
-    weights.output_norm = Floats(ends.output_norm);
+    weights.output_norm = FloatTensor(Floats(ends.output_norm));
     weights.output = Rows(ends.output, slice.vocabulary, 1);
   }
   return weights;
@@ -128,9 +128,21 @@ std::vector<kernels::WeightMatrix*> StageWeights::Matrices() {
   return matrices;
 }
 
+std::vector<FloatTensor*> StageWeights::Norms() {
+  std::vector<FloatTensor*> norms;
+  for (LayerWeights& layer : layers) {
+    norms.push_back(&layer.attn_norm);
+    norms.push_back(&layer.ffn_norm);
+  }
+  if (!output_norm.values.empty()) norms.push_back(&output_norm);
+  return norms;
+}
+
 uint64_t StageWeights::copied_bytes() const {
-  uint64_t floats = output_norm.size() + rope_freqs.size();
-  for (const LayerWeights& layer : layers) floats += layer.attn_norm.size() + layer.ffn_norm.size();
+  uint64_t floats = output_norm.values.size() + rope_freqs.size();
+  for (const LayerWeights& layer : layers) {
+    floats += layer.attn_norm.values.size() + layer.ffn_norm.values.size();
+  }
   return floats * sizeof(float);
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -13,32 +14,44 @@
 
 namespace millrace {
 
+// A small tensor, copied from the file, whose mapping need not align it.
+struct FloatTensor {
+  FloatTensor() = default;
+  explicit FloatTensor(std::vector<float> floats) : values(std::move(floats)), data(values.data()) {}
+  FloatTensor(FloatTensor&&) = default;
+  FloatTensor& operator=(FloatTensor&&) = default;
+
+  std::vector<float> values;
+  const float* data = nullptr;  // in the backend's memory; `values` if that is host memory
+};
+
 // Heads and FFN columns are the shard's.
 struct LayerWeights {
-  std::vector<float> attn_norm;       // [hidden]
+  FloatTensor attn_norm;              // [hidden]
   kernels::WeightMatrix attn_q;       // [heads * head_size, hidden]
   kernels::WeightMatrix attn_k;       // [kv_heads * head_size, hidden]
   kernels::WeightMatrix attn_v;       // [kv_heads * head_size, hidden]
   kernels::WeightMatrix attn_output;  // [hidden, heads * head_size]
-  std::vector<float> ffn_norm;        // [hidden]
+  FloatTensor ffn_norm;               // [hidden]
   kernels::WeightMatrix ffn_gate;     // [ffn, hidden]
   kernels::WeightMatrix ffn_up;       // [ffn, hidden]
   kernels::WeightMatrix ffn_down;     // [hidden, ffn]
 };
 
-// Matrices are views of the file's mapping until they are packed; the small float tensors are copied, as the
-// mapping need not align them. Thread: any, once loaded.
+// Matrices are views of the file's mapping until they are packed. Thread: any, once loaded.
 struct StageWeights {
   std::vector<LayerWeights> layers;       // of this stage
   kernels::WeightMatrix token_embedding;  // [vocabulary, hidden], whole for every shard; first stage only
-  std::vector<float> output_norm;         // [hidden]; last stage only
+  FloatTensor output_norm;                // [hidden]; last stage only
   kernels::WeightMatrix output;           // [the shard's part of the vocabulary, hidden]; last stage only
   std::vector<float> rope_freqs;          // [rope_dims / 2], or empty
 
   // Those of the matrix products, layer by layer as they lie in most files; `output` last, if it is there and
   // has rows.
   std::vector<kernels::WeightMatrix*> Matrices();
-  uint64_t copied_bytes() const;  // of the vectors of floats
+  // What ops read besides.
+  std::vector<FloatTensor*> Norms();
+  uint64_t copied_bytes() const;  // of the tensors of floats
 };
 
 // REQUIRES: ReadHyperParameters(file) was OK, the layout lies in the model, the slice is of CutShards.

@@ -3,143 +3,145 @@
 #include <algorithm>
 #include <cmath>
 
-#include "common/check.h"
+#include "common/status_macros.h"
 
 namespace millrace {
 
-void TransformerLayer::Run(const LayerWeights& weights, const kernels::PagedKv& kv, const StageBatch& batch) {
-  Attention(weights, kv, batch);
-  FeedForward(weights, batch.rows());
+absl::Status TransformerLayer::Run(const LayerWeights& weights, const kernels::PagedKv& kv) {
+  RETURN_IF_ERROR(Attention(weights, kv));
+  return FeedForward(weights);
 }
 
-void TransformerLayer::Attention(const LayerWeights& weights, const kernels::PagedKv& kv,
-                                 const StageBatch& batch) {
-  const size_t rows = batch.rows();
-  Norm(weights.attn_norm, rows);
-  const kernels::MatMulInput normed =
-      Prepare(a_.normed.data(), shape_.hidden_size, rows, kernels::InputRounding::kRefineLargest);
-  Multiply(normed, weights.attn_q, a_.queries);
-  Multiply(normed, weights.attn_k, a_.keys);
-  Multiply(normed, weights.attn_v, a_.values);
-  Rotate(a_.queries, shard_.slice.heads.size(), rows);
-  Rotate(a_.keys, shard_.slice.kv_heads.size(), rows);
+absl::Status TransformerLayer::Attention(const LayerWeights& weights, const kernels::PagedKv& kv) {
+  const kernels::MatMulInput normed = NormAndPrepare(weights.attn_norm.data);
+  const kernels::MatMulArgs products[] = {Product(normed, weights.attn_q, a_.queries.data()),
+                                          Product(normed, weights.attn_k, a_.keys.data()),
+                                          Product(normed, weights.attn_v, a_.values.data())};
+  backend_.MatMulAll(products);
+  RotateAndStore(kv);
   Attend(kv);
-  AddProduct(a_.attended, weights.attn_output, shard_.attention, rows);
+  const size_t columns = weights.attn_output.columns;
+  const auto prepare = [&](size_t begin, size_t count) {
+    return backend_.PrepareInput(
+        InputArgs(a_.attended.data() + begin * columns, columns, count, kernels::InputRounding::kPlain));
+  };
+  return AddProduct(prepare, weights.attn_output, shard_.attention);
+}
+
+void TransformerLayer::RotateAndStore(const kernels::PagedKv& kv) {
+  kernels::RopeAndStoreKvArgs args;
+  args.queries = Rotation(a_.queries, shard_.slice.heads.size());
+  args.keys = Rotation(a_.keys, shard_.slice.kv_heads.size());
+  args.store.kv = kv;
+  args.store.keys = a_.keys.data();
+  args.store.values = a_.values.data();
+  args.store.segments = a_.rows.segments;
+  args.store.tables = a_.rows.tables;
+  args.store.rows = a_.rows.rows;
+  backend_.RopeAndStoreKv(args);
 }
 
 void TransformerLayer::Attend(const kernels::PagedKv& kv) {
-  kernels::StoreKvArgs store;
-  store.kv = kv;
-  store.keys = a_.keys.data();
-  store.values = a_.values.data();
-  store.segments = a_.segments;
-  backend_.StoreKv(store);
-
   kernels::PagedAttentionArgs attention;
   attention.kv = kv;
   attention.queries = a_.queries.data();
   attention.out = a_.attended.data();
-  attention.segments = a_.segments;
+  attention.segments = a_.rows.segments;
+  attention.tables = a_.rows.tables;
+  attention.rows = a_.rows.rows;
   attention.heads = shard_.slice.heads.size();
   attention.scale = 1.0f / std::sqrt(static_cast<float>(shape_.head_size));
   attention.scratch = a_.scratch.data();
   backend_.PagedAttention(attention);
 }
 
-void TransformerLayer::FeedForward(const LayerWeights& weights, size_t rows) {
-  Norm(weights.ffn_norm, rows);
-  const kernels::MatMulInput normed =
-      Prepare(a_.normed.data(), shape_.hidden_size, rows, kernels::InputRounding::kRefineLargest);
-  Multiply(normed, weights.ffn_gate, a_.gate);
-  Multiply(normed, weights.ffn_up, a_.up);
-  kernels::SwiGluArgs swiglu;
-  swiglu.gate = a_.gate.data();
-  swiglu.up = a_.up.data();
-  swiglu.out = a_.gate.data();
-  swiglu.count = rows * shard_.slice.ffn.size();
-  backend_.SwiGlu(swiglu);
-  AddProduct(a_.gate, weights.ffn_down, shard_.ffn, rows);
+absl::Status TransformerLayer::FeedForward(const LayerWeights& weights) {
+  const kernels::MatMulInput normed = NormAndPrepare(weights.ffn_norm.data);
+  const kernels::MatMulArgs products[] = {Product(normed, weights.ffn_gate, a_.gate.data()),
+                                          Product(normed, weights.ffn_up, a_.up.data())};
+  backend_.MatMulAll(products);
+  const size_t columns = weights.ffn_down.columns;
+  const auto prepare = [&](size_t begin, size_t count) {
+    kernels::SwiGluAndPrepareArgs args;
+    args.swiglu.gate = a_.gate.data() + begin * columns;
+    args.swiglu.up = a_.up.data() + begin * columns;
+    args.swiglu.out = a_.gate.data() + begin * columns;
+    args.swiglu.count = count * columns;
+    args.prepare = InputArgs(args.swiglu.out, columns, count, kernels::InputRounding::kPlain);
+    return backend_.SwiGluAndPrepare(args);
+  };
+  return AddProduct(prepare, weights.ffn_down, shard_.ffn);
 }
 
-void TransformerLayer::Norm(const std::vector<float>& weight, size_t rows) {
-  kernels::RmsNormArgs norm;
-  norm.x = a_.residual;
-  norm.weight = weight.data();
-  norm.out = a_.normed.data();
-  norm.rows = rows;
-  norm.columns = shape_.hidden_size;
-  norm.epsilon = shape_.rms_epsilon;
-  backend_.RmsNorm(norm);
+kernels::MatMulInput TransformerLayer::NormAndPrepare(const float* weight) {
+  kernels::NormAndPrepareArgs args;
+  args.norm.x = a_.residual;
+  args.norm.weight = weight;
+  args.norm.out = a_.normed.data();
+  args.norm.rows = a_.rows.rows;
+  args.norm.columns = shape_.hidden_size;
+  args.norm.epsilon = shape_.rms_epsilon;
+  args.prepare =
+      InputArgs(a_.normed.data(), shape_.hidden_size, a_.rows.rows, kernels::InputRounding::kRefineLargest);
+  return backend_.NormAndPrepare(args);
 }
 
-kernels::MatMulInput TransformerLayer::Prepare(const float* x, size_t columns, size_t rows,
-                                               kernels::InputRounding rounding) {
+kernels::PrepareInputArgs TransformerLayer::InputArgs(const float* x, size_t columns, size_t rows,
+                                                      kernels::InputRounding rounding) {
   kernels::PrepareInputArgs prepare;
   prepare.x = x;
   prepare.rows = rows;
   prepare.columns = columns;
   prepare.buffer = reinterpret_cast<uint8_t*>(a_.prepared.data());
   prepare.rounding = rounding;
-  return backend_.PrepareInput(prepare);
+  return prepare;
 }
 
-void TransformerLayer::Multiply(const kernels::MatMulInput& x, const kernels::WeightMatrix& weights,
-                                FloatBuffer& out) {
+kernels::MatMulArgs TransformerLayer::Product(const kernels::MatMulInput& x,
+                                              const kernels::WeightMatrix& weights, float* out) {
   kernels::MatMulArgs product;
   product.x = x;
   product.weights = weights;
-  product.out = out.data();
+  product.out = out;
   product.scratch = a_.scratch.data();
-  backend_.MatMul(product);
+  return product;
 }
 
-void TransformerLayer::AddProduct(const FloatBuffer& x, const kernels::WeightMatrix& weights,
-                                  const SegmentSpan& segments, size_t rows) {
-  if (shard_.collective != nullptr) return ReduceProduct(x, weights, segments, rows);
-  kernels::MatMulArgs product;
-  product.x = Prepare(x.data(), weights.columns, rows, kernels::InputRounding::kPlain);
-  product.weights = weights;
-  product.out = a_.residual;
-  product.store = kernels::MatMulStore::kAdd;
-  product.segment_ends = segments.ends;
-  product.scratch = a_.scratch.data();
-  backend_.MatMul(product);
+kernels::RopeArgs TransformerLayer::Rotation(FloatBuffer& heads, uint32_t num_heads) {
+  kernels::RopeArgs rope;
+  rope.x = heads.data();
+  rope.positions = a_.rows.positions;
+  rope.rows = a_.rows.rows;
+  rope.heads = num_heads;
+  rope.head_size = shape_.head_size;
+  rope.rope_dims = shape_.rope_dims;
+  rope.cos_sin = shard_.rope_table;
+  return rope;
 }
 
-void TransformerLayer::ReduceProduct(const FloatBuffer& x, const kernels::WeightMatrix& weights,
-                                     const SegmentSpan& segments, size_t rows) {
+absl::Status TransformerLayer::AddProduct(PrepareRows prepare, const kernels::WeightMatrix& weights,
+                                          const SegmentSpan& segments) {
+  const size_t rows = a_.rows.rows;
+  if (shard_.collective == nullptr) {
+    kernels::MatMulArgs product = Product(prepare(0, rows), weights, a_.residual);
+    product.store = kernels::MatMulStore::kAdd;
+    product.segment_ends = segments.ends;
+    backend_.MatMul(product);
+    return absl::OkStatus();
+  }
   Collective& collective = *shard_.collective;
   const size_t step = collective.max_rows();
   for (size_t begin = 0; begin < rows; begin += step) {
     const size_t count = std::min(step, rows - begin);
-    kernels::MatMulArgs product;
-    product.x =
-        Prepare(x.data() + begin * weights.columns, weights.columns, count, kernels::InputRounding::kPlain);
-    product.weights = weights;
-    product.out = collective.Partial(segments.first);
+    kernels::MatMulArgs product = Product(prepare(begin, count), weights, collective.Partial(segments.first));
     product.store = kernels::MatMulStore::kPartials;
     product.segment_ends = segments.ends;
     product.partial_stride = collective.partial_stride();
-    product.scratch = a_.scratch.data();
     backend_.MatMul(product);
-    // Nothing here can fail, so nobody aborts.
-    MILLRACE_CHECK(
-        collective
-            .AllReduce({a_.residual + begin * shape_.hidden_size, count, shape_.hidden_size, segments.all})
-            .ok());
+    RETURN_IF_ERROR(collective.AllReduce(
+        {a_.residual + begin * shape_.hidden_size, count, shape_.hidden_size, segments.all}));
   }
-}
-
-void TransformerLayer::Rotate(FloatBuffer& heads, uint32_t num_heads, size_t rows) {
-  kernels::RopeArgs rope;
-  rope.x = heads.data();
-  rope.positions = a_.positions.data();
-  rope.rows = rows;
-  rope.heads = num_heads;
-  rope.head_size = shape_.head_size;
-  rope.rope_dims = shape_.rope_dims;
-  rope.cos_sin = shard_.rope_table->data();
-  backend_.Rope(rope);
+  return absl::OkStatus();
 }
 
 }  // namespace millrace

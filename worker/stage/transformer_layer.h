@@ -8,9 +8,12 @@
 #include <cstdint>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
+#include "absl/status/status.h"
 #include "kernels/backend.h"
 #include "model/hyper_parameters.h"
 #include "worker/device/collective.h"
+#include "worker/device/device.h"
 #include "worker/stage/activations.h"
 #include "worker/stage/float_buffer.h"
 #include "worker/stage/shard_layout.h"
@@ -29,8 +32,8 @@ struct SegmentSpan {
 // What a shard runs layers with. What it points to outlives it.
 struct ShardContext {
   const HyperParameters* model = nullptr;
-  const FloatBuffer* rope_table = nullptr;
-  const kernels::Backend* backend = nullptr;
+  const float* rope_table = nullptr;  // in the device's memory
+  Device* device = nullptr;
   Collective* collective = nullptr;  // null: there is one shard
   ShardSlice slice;
   SegmentSpan attention;
@@ -42,26 +45,30 @@ struct ShardContext {
 class TransformerLayer {
  public:
   TransformerLayer(const ShardContext& shard, Activations& activations)
-      : shard_(shard), shape_(*shard.model), backend_(*shard.backend), a_(activations) {}
+      : shard_(shard), shape_(*shard.model), backend_(shard.device->ops()), a_(activations) {}
 
-  // Adds one layer to the first batch.rows() rows of activations.residual and stores the shard's keys and
-  // values in `kv`. REQUIRES: activations.Enter(batch).
-  void Run(const LayerWeights& weights, const kernels::PagedKv& kv, const StageBatch& batch);
+  // Adds one layer to the rows of activations.residual and stores the shard's keys and values in `kv`. Errors
+  // of Collective::AllReduce. REQUIRES: activations.Place.
+  absl::Status Run(const LayerWeights& weights, const kernels::PagedKv& kv);
 
  private:
-  void Attention(const LayerWeights& weights, const kernels::PagedKv& kv, const StageBatch& batch);
-  void Attend(const kernels::PagedKv& kv);
-  void FeedForward(const LayerWeights& weights, size_t rows);
+  // The input of a row-parallel product: rows [begin, begin + count).
+  using PrepareRows = absl::FunctionRef<kernels::MatMulInput(size_t begin, size_t count)>;
 
-  void Norm(const std::vector<float>& weight, size_t rows);  // residual to normed
-  kernels::MatMulInput Prepare(const float* x, size_t columns, size_t rows, kernels::InputRounding rounding);
-  void Multiply(const kernels::MatMulInput& x, const kernels::WeightMatrix& weights, FloatBuffer& out);
+  absl::Status Attention(const LayerWeights& weights, const kernels::PagedKv& kv);
+  void RotateAndStore(const kernels::PagedKv& kv);
+  void Attend(const kernels::PagedKv& kv);
+  absl::Status FeedForward(const LayerWeights& weights);
+
+  kernels::MatMulInput NormAndPrepare(const float* weight);  // of residual
+  kernels::PrepareInputArgs InputArgs(const float* x, size_t columns, size_t rows,
+                                      kernels::InputRounding rounding);
+  kernels::MatMulArgs Product(const kernels::MatMulInput& x, const kernels::WeightMatrix& weights,
+                              float* out);
+  kernels::RopeArgs Rotation(FloatBuffer& heads, uint32_t num_heads);
   // To residual.
-  void AddProduct(const FloatBuffer& x, const kernels::WeightMatrix& weights, const SegmentSpan& segments,
-                  size_t rows);
-  void ReduceProduct(const FloatBuffer& x, const kernels::WeightMatrix& weights, const SegmentSpan& segments,
-                     size_t rows);
-  void Rotate(FloatBuffer& heads, uint32_t num_heads, size_t rows);
+  absl::Status AddProduct(PrepareRows prepare, const kernels::WeightMatrix& weights,
+                          const SegmentSpan& segments);
 
   const ShardContext& shard_;
   const HyperParameters& shape_;

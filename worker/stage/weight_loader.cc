@@ -41,7 +41,7 @@ void WeightLoader::ListItems(size_t index) {
   mapped = 0;
   kernels::WeightMatrix& embedding = shard.weights->token_embedding;
   for (kernels::WeightMatrix* matrix : shard.weights->Matrices()) {
-    const uint64_t bytes = shard.backend->PackedBytes(*matrix);
+    const uint64_t bytes = shard.device->ops().PackedBytes(*matrix);
     // A tied matrix is there once, as the embedding, if nobody packs it.
     if (bytes == 0 && embedding.rows != 0 && LiesIn(*matrix, embedding)) continue;
     items_[index].push_back({matrix, bytes, offset});
@@ -67,13 +67,15 @@ absl::Status WeightLoader::Allocate() {
     for (const Item& item : items_[i]) bytes[i] += RoundUp(item.packed_bytes);
     all += bytes[i];
   }
+  const bool on_host = shards_.front().device->on_host();
   const uint64_t available = AvailableMemoryBytes();
-  if (available != 0 && all > available) {
+  if (on_host && available != 0 && all > available) {
     return absl::ResourceExhaustedError(absl::StrCat("the weights of this stage take ", FormatBytes(all),
                                                      ", of which ", FormatBytes(available), " are free"));
   }
   for (size_t i = 0; i < shards_.size(); ++i) {
-    ASSIGN_OR_RETURN(*shards_[i].packed, HostMemory::Allocate("packed weights", bytes[i]));
+    if (bytes[i] == 0) continue;
+    ASSIGN_OR_RETURN(*shards_[i].packed, shards_[i].device->Allocate("packed weights", bytes[i]));
   }
   for (const std::vector<Item>& items : items_) {
     for (const Item& item : items) {
@@ -83,16 +85,17 @@ absl::Status WeightLoader::Allocate() {
   return absl::OkStatus();
 }
 
-void WeightLoader::Load(size_t index) {
+absl::Status WeightLoader::Load(size_t index) {
   const ShardToLoad& shard = shards_[index];
   for (const Item& item : items_[index]) {
     const uint64_t bytes = FileBytes(*item.matrix);
     PageIn(*item.matrix);
     if (item.packed_bytes != 0) {
-      *item.matrix = shard.backend->Pack(*item.matrix, shard.packed->data() + item.offset);
+      *item.matrix = shard.device->ops().Pack(*item.matrix, shard.packed->data() + item.offset);
     }
     Done(index, bytes);
   }
+  return shard.device->Finish();
 }
 
 void WeightLoader::Done(size_t shard, uint64_t bytes) {

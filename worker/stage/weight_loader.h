@@ -9,15 +9,15 @@
 #include "absl/status/status.h"
 #include "kernels/backend.h"
 #include "model/gguf_file.h"
-#include "worker/device/cpu/host_memory.h"
+#include "worker/device/device.h"
 #include "worker/stage/stage_weights.h"
 
 namespace millrace {
 
 struct ShardToLoad {
-  const kernels::Backend* backend = nullptr;
+  Device* device = nullptr;
   StageWeights* weights = nullptr;   // of ViewStageWeights
-  HostMemory* packed = nullptr;      // gets what is packed
+  DeviceMemory* packed = nullptr;    // gets what is packed
   uint64_t* mapped_bytes = nullptr;  // gets the bytes of the file that stay in use
 };
 
@@ -33,8 +33,9 @@ class WeightLoader {
   // any.
   absl::Status Allocate();
 
-  // Loads a shard. Thread: the shard's; all shards may load at the same time. REQUIRES: Allocate was OK.
-  void Load(size_t shard);
+  // Loads a shard. Errors of Device::Finish. Thread: the shard's; all shards may load at the same time.
+  // REQUIRES: Allocate was OK.
+  absl::Status Load(size_t shard);
 
   // Gives back the file's pages that nobody reads any more, and says that all is done. Thread: as that of
   // shard 0, after all Loads.

@@ -110,8 +110,8 @@ TEST_P(SharedMemoryCollectiveTest, AShardThatFailsLeavesNoneWaiting) {
 
 TEST(SharedMemoryGroupTest, RefusesSumsThatDoNotFit) {
   const auto backend = *kernels::MakeCpuBackend({});
-  for (const SharedMemoryGroupOptions& options :
-       {SharedMemoryGroupOptions{12, ~0u, ~0u}, SharedMemoryGroupOptions{~0u, 1u << 15, 1u << 16}}) {
+  for (const CollectiveOptions& options :
+       {CollectiveOptions{12, ~0u, ~0u}, CollectiveOptions{~0u, 1u << 15, 1u << 16}}) {
     const absl::Status status = SharedMemoryGroup::Create({backend.get()}, options).status();
     EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
     EXPECT_THAT(std::string(status.message()), HasSubstr("partial sums"));

@@ -74,9 +74,9 @@ TEST(AllocationTest, AStepAllocatesNothingLarge) {
 
   StageModel& stage = ring.stage(0);
   largest_allocation = 0;
-  const std::shared_ptr<PooledBuffer> residual = stage.Run(batch, nullptr, ring.cache(0));
+  const std::shared_ptr<PooledBuffer> residual = *stage.Run(batch, nullptr, ring.cache(0));
   EXPECT_LE(largest_allocation, 1024u) << "the layers work in what Create allocated";
-  const std::vector<SequenceResult> results = stage.Sample(batch, *residual);
+  const std::vector<SequenceResult> results = *stage.Sample(batch, *residual);
   EXPECT_EQ(results[0].prompt_logprobs.size(), 511u);
   // Sampling holds its answer and a list of the rows it needs, and no activations, logits or vocabulary.
   EXPECT_LT(largest_allocation, 512 * 2 * sizeof(TokenLogprobs));

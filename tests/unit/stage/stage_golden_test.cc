@@ -149,7 +149,7 @@ TEST_P(StageGoldenHiddenTest, ResidualStreamAgreesAfterEveryLayer) {
   }
   std::vector<float> out = last_row(ring.hops().back());
   model_.backend->RmsNorm(
-      {out.data(), weights.output_norm.data(), out.data(), 1, width, model_.shape.rms_epsilon});
+      {out.data(), weights.output_norm.data, out.data(), 1, width, model_.shape.rms_epsilon});
   EXPECT_TRUE(IsClose(first_values(out), hidden.back(), tolerance));
 }
 

@@ -13,6 +13,7 @@
 #include "tests/testing/tiny_llama.h"
 #include "tests/unit/stage/naive_llama.h"
 #include "tests/unit/stage/stage_ring.h"
+#include "worker/device/cpu/host_devices.h"
 #include "worker/stage/sampler.h"
 
 namespace millrace::testing {
@@ -195,13 +196,13 @@ TEST_P(StageModelTest, WhatABlockHeldBeforeDoesNotMatter) {
 TEST_P(StageModelTest, WhatABufferHeldBeforeDoesNotMatter) {
   StageRing ring(model_, {});
   const StageBatch batch = BatchOf({sequence_.Segment(0, 9)});
-  std::shared_ptr<PooledBuffer> residual = ring.stage(0).Run(batch, nullptr, ring.cache(0));
+  std::shared_ptr<PooledBuffer> residual = *ring.stage(0).Run(batch, nullptr, ring.cache(0));
   const PooledBuffer* const used = residual.get();
   const std::vector<float> clean(residual->floats(), residual->floats() + residual->num_floats());
   std::fill_n(residual->floats(), residual->capacity / sizeof(float),
               std::numeric_limits<float>::quiet_NaN());
   residual.reset();
-  residual = ring.stage(0).Run(batch, nullptr, ring.cache(0));
+  residual = *ring.stage(0).Run(batch, nullptr, ring.cache(0));
   ASSERT_EQ(residual.get(), used);
   EXPECT_TRUE(IsBitEqual(clean, {residual->floats(), residual->floats() + residual->num_floats()}));
   for (size_t i = residual->num_floats(); i < residual->capacity / sizeof(float); ++i) {
@@ -392,10 +393,11 @@ TEST_F(StageSampleTest, PromptLogprobsAreThoseOfTheNextTokenAcrossChunks) {
 class StageCreateTest : public StageSampleTest {
  protected:
   absl::Status Create(const StageLayout& layout, uint32_t max_rows = 8, uint32_t context_tokens = 64) {
-    return StageModel::Create(*model_.file, model_.shape, {model_.backend.get()},
-                              {layout, max_rows, context_tokens})
+    return StageModel::Create(*model_.file, model_.shape, devices_, {layout, max_rows, context_tokens})
         .status();
   }
+
+  HostDevices devices_{{model_.backend.get()}};
 };
 
 TEST_F(StageCreateTest, RefusesALayoutOutsideTheModel) {
@@ -420,7 +422,7 @@ TEST_F(StageCreateTest, RefusesSizesOutOfRange) {
 TEST_F(StageCreateTest, ReportsProgressToTheEnd) {
   std::vector<std::pair<uint64_t, uint64_t>> calls;
   const auto stage = StageModel::Create(
-      *model_.file, model_.shape, {model_.backend.get()},
+      *model_.file, model_.shape, devices_,
       {{0, 3, true, true}, 8, 64, [&](uint64_t done, uint64_t total) { calls.emplace_back(done, total); }});
   ASSERT_TRUE(stage.ok());
   ASSERT_FALSE(calls.empty());

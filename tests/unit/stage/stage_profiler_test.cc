@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "tests/testing/tiny_llama.h"
+#include "worker/device/cpu/host_devices.h"
 
 namespace millrace {
 namespace {
@@ -25,7 +26,8 @@ class StageProfilerTest : public ::testing::Test {
     StageProfilerOptions options;
     options.max_rows = max_rows;
     options.context_tokens = context;
-    return MeasureProfile(*file_, shape_, {backend_.get()}, options);
+    HostDevices devices({backend_.get()});
+    return MeasureProfile(*file_, shape_, devices, options);
   }
 
   static const ProfilePoint* Find(const std::vector<ProfilePoint>& points, uint32_t rows, uint32_t sequences,
@@ -121,7 +123,8 @@ TEST_F(StageProfilerTest, MoreWorkTakesLonger) {
   options.max_rows = 128;
   options.context_tokens = 512;
   options.nanos = [&] { return counting.work(); };
-  const auto profile = MeasureProfile(*file_, shape_, {&counting}, options);
+  HostDevices devices({&counting});
+  const auto profile = MeasureProfile(*file_, shape_, devices, options);
   ASSERT_TRUE(profile.ok()) << profile.status();
   const double one = Find(profile->layer, 1, 1, false)->seconds;
   EXPECT_NEAR(Find(profile->layer, 128, 128, false)->seconds, 128 * one, 1e-12);
@@ -160,7 +163,8 @@ TEST_F(StageProfilerTest, ABriefProfileHasPointsToStartFrom) {
   options.context_tokens = 512;
   options.enough = kBriefProfileEnough;
   options.limit = kBriefProfileLimit;
-  const auto profile = MeasureProfile(*file_, shape_, {backend_.get()}, options);
+  HostDevices devices({backend_.get()});
+  const auto profile = MeasureProfile(*file_, shape_, devices, options);
   ASSERT_TRUE(profile.ok());
   EXPECT_NE(Find(profile->layer, 1, 1, false), nullptr);
   EXPECT_NE(Find(profile->layer, 2, 2, false), nullptr);
@@ -174,7 +178,8 @@ TEST_F(StageProfilerTest, LeavesOutWhatTakesTooLong) {
   options.max_rows = 128;
   options.context_tokens = 512;
   options.limit = absl::ZeroDuration();
-  const auto profile = MeasureProfile(*file_, shape_, {backend_.get()}, options);
+  HostDevices devices({backend_.get()});
+  const auto profile = MeasureProfile(*file_, shape_, devices, options);
   ASSERT_TRUE(profile.ok());
   EXPECT_EQ(profile->layer.size(), 1u);
   EXPECT_EQ(profile->head.size(), 1u);

@@ -6,6 +6,8 @@
 #include <random>
 #include <utility>
 
+#include "worker/device/cpu/host_devices.h"
+
 namespace millrace::testing {
 namespace {
 
@@ -71,11 +73,14 @@ StageRing::StageRing(const TestModel& model, StageRingOptions options) {
     backends_.push_back(MakeBackend(model.options));
     backends.push_back(backends_.back().get());
   }
+  devices_ = std::make_unique<HostDevices>(backends);
   uint32_t first_layer = 0;
   for (uint32_t layers : options.layers) {
     const StageLayout layout{first_layer, layers, first_layer == 0, first_layer + layers == shape.num_layers};
-    stages_.push_back(ValueOrDie(
-        StageModel::Create(*model.file, shape, backends, {layout, options.max_rows, shape.context_tokens})));
+    StageModelOptions stage{layout, options.max_rows, shape.context_tokens};
+    stage.block_tokens = options.block_tokens;
+    stage.kv_type = options.kv_type;
+    stages_.push_back(ValueOrDie(StageModel::Create(*model.file, shape, *devices_, stage)));
     KvCache::Shape cache;
     cache.num_layers = layers;
     cache.num_blocks = options.num_blocks;
@@ -84,7 +89,8 @@ StageRing::StageRing(const TestModel& model, StageRingOptions options) {
     cache.head_size = shape.head_size;
     cache.type = options.kv_type;
     for (const ShardUse& use : stages_.back()->shards()) cache.shard_kv_heads.push_back(use.kv_heads);
-    caches_.push_back(ValueOrDie(KvCache::Create(cache)));
+    caches_.push_back(ValueOrDie(KvCache::Create(cache, *devices_)));
+    OkOrDie(stages_.back()->Prepare(*caches_.back()));
     first_layer += layers;
   }
 }
@@ -94,14 +100,14 @@ std::vector<SequenceResult> StageRing::Run(const StageBatch& batch) {
   hops_.clear();
   residual_ = nullptr;
   for (size_t i = 0; i < stages_.size(); ++i) {
-    residual_ = stages_[i]->Run(batch, std::move(residual_), *caches_[i]);
+    residual_ = ValueOrDie(stages_[i]->Run(batch, std::move(residual_), *caches_[i]));
     hops_.emplace_back(residual_->floats(), residual_->floats() + residual_->num_floats());
   }
-  return stages_.back()->Sample(batch, *residual_);
+  return ValueOrDie(stages_.back()->Sample(batch, *residual_));
 }
 
 std::vector<float> StageRing::Logits(uint32_t row) {
-  const absl::Span<const float> logits = stages_.back()->Logits(row, *residual_);
+  const absl::Span<const float> logits = ValueOrDie(stages_.back()->Logits(row, *residual_));
   return {logits.begin(), logits.end()};
 }
 

@@ -11,6 +11,7 @@
 #include "kernels/backend.h"
 #include "model/gguf_file.h"
 #include "model/hyper_parameters.h"
+#include "worker/device/device.h"
 #include "worker/kv/kv_cache.h"
 #include "worker/stage/stage_model.h"
 
@@ -61,6 +62,7 @@ class StageRing {
  private:
   StageLimits limits_;
   std::vector<std::unique_ptr<kernels::Backend>> backends_;  // of the shards but the first
+  std::unique_ptr<DeviceGroup> devices_;
   std::vector<std::unique_ptr<StageModel>> stages_;
   std::vector<std::unique_ptr<KvCache>> caches_;
   std::vector<std::vector<float>> hops_;

@@ -13,6 +13,7 @@
 #include "model/gguf_file.h"
 #include "model/hyper_parameters.h"
 #include "tests/testing/tiny_llama.h"
+#include "worker/device/cpu/host_devices.h"
 #include "worker/stage/stage_model.h"
 
 namespace millrace {
@@ -36,9 +37,11 @@ class StageRunnerTest : public ::testing::Test {
     bytes_ = BuildTinyLlama(tiny);
     file_ = *GgufFile::Parse(bytes_, "tiny");
     const HyperParameters shape = *ReadHyperParameters(*file_);
-    backend_ = *kernels::MakeCpuBackend({.isa = "portable"});
+    std::vector<std::unique_ptr<kernels::Backend>> backends;
+    backends.push_back(*kernels::MakeCpuBackend({.isa = "portable"}));
     const StageLayout layout{first ? 0u : last ? 2u : 1u, first && last ? 3u : 1u, first, last};
-    model_ = *StageModel::Create(*file_, shape, {backend_.get()}, {layout, kRows, 64});
+    devices_ = std::make_unique<HostDevices>(std::move(backends));
+    model_ = *StageModel::Create(*file_, shape, *devices_, {layout, kRows, 64});
     cache_ =
         *KvCache::Create({layout.num_layers, kBlocks, kBlockTokens, shape.num_kv_heads, shape.head_size});
     StageRunnerOptions options;
@@ -107,7 +110,7 @@ class StageRunnerTest : public ::testing::Test {
 
   std::vector<uint8_t> bytes_;
   std::unique_ptr<GgufFile> file_;
-  std::unique_ptr<kernels::Backend> backend_;
+  std::unique_ptr<DeviceGroup> devices_;
   std::unique_ptr<StageModel> model_;
   std::unique_ptr<KvCache> cache_;
   BufferPool pool_{4};

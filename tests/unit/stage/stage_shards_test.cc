@@ -11,6 +11,7 @@
 #include "tests/testing/expect_close.h"
 #include "tests/testing/tiny_llama.h"
 #include "tests/unit/stage/stage_ring.h"
+#include "worker/device/cpu/host_devices.h"
 #include "worker/stage/shard_layout.h"
 #include "worker/stage/stage_model.h"
 
@@ -156,7 +157,7 @@ TEST_P(StageShardsTest, WhatBuffersHeldBeforeDoesNotMatter) {
   StageRing ring(model_, RingOptions(GetParam().most_shards));
   const StageBatch batch = BatchOf({sequence_.Segment(0, 135)});
   for (int round = 0; round < 2; ++round) {
-    const std::shared_ptr<PooledBuffer> residual = ring.stage(0).Run(batch, nullptr, ring.cache(0));
+    const std::shared_ptr<PooledBuffer> residual = *ring.stage(0).Run(batch, nullptr, ring.cache(0));
     std::fill_n(residual->floats(), residual->capacity / sizeof(float),
                 std::numeric_limits<float>::quiet_NaN());
     for (uint32_t layer = 0; layer < 3; ++layer) {
@@ -213,8 +214,9 @@ TEST_P(StageShardsTest, TimeInCollectivesIsCounted) {
 
 TEST_P(StageShardsTest, RefusesMoreShardsThanItCanBeCutInto) {
   const std::vector<const kernels::Backend*> backends(GetParam().most_shards + 1, model_.backend.get());
+  HostDevices devices(backends);
   const absl::Status status =
-      StageModel::Create(*model_.file, model_.shape, backends, {{0, 3, true, true}, 8, 64}).status();
+      StageModel::Create(*model_.file, model_.shape, devices, {{0, 3, true, true}, 8, 64}).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(std::string(status.message()),
               HasSubstr("1 to " + std::to_string(GetParam().most_shards) + " shards"));

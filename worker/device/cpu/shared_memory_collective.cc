@@ -16,7 +16,7 @@ namespace {
 constexpr size_t kCacheLineFloats = 16;
 
 // Floats of one segment's sums, in whole cache lines so that no two shards write to the same.
-size_t PartialStride(const SharedMemoryGroupOptions& options) {
+size_t PartialStride(const CollectiveOptions& options) {
   const size_t floats = size_t{options.max_rows} * options.columns;
   return (floats + kCacheLineFloats - 1) / kCacheLineFloats * kCacheLineFloats;
 }
@@ -94,11 +94,11 @@ class SharedMemoryGroup::End final : public Collective {
   std::atomic<int64_t> spent_ns_{0};  // written by the shard only
 };
 
-SharedMemoryGroup::SharedMemoryGroup(uint32_t shards, const SharedMemoryGroupOptions& options)
+SharedMemoryGroup::SharedMemoryGroup(uint32_t shards, const CollectiveOptions& options)
     : options_(options), barrier_(shards) {}
 
 absl::StatusOr<std::unique_ptr<SharedMemoryGroup>> SharedMemoryGroup::Create(
-    absl::Span<const kernels::Backend* const> backends, const SharedMemoryGroupOptions& options) {
+    absl::Span<const kernels::Backend* const> backends, const CollectiveOptions& options) {
   MILLRACE_CHECK(!backends.empty() && options.segments != 0);
   // The kernels index in size_t; so much cannot be had anyway.
   if (options.max_rows != 0 && options.columns > std::numeric_limits<uint32_t>::max() / options.max_rows) {
