@@ -77,5 +77,6 @@ inline constexpr char kVersion[] = "0.1.0";
 inline constexpr int kExitOk = 0;
 inline constexpr int kExitFailure = 1;
 inline constexpr int kExitUsage = 2;
+inline constexpr int kExitDeviceLost = 3;  // a GPU, or what joins GPUs, failed or hung: a worker's watchdog
 
 }  // namespace millrace
