@@ -274,7 +274,7 @@ void BlockRunner::Return(Lane* lane) {
   lane->copy_groups.clear();
   // The last that others wait for may be this one, which will not come.
   for (uint32_t waiting = warp->waiting; waiting != 0; waiting &= warp->waiting & (waiting - 1)) {
-    TryCall(warp, warp->lanes[std::countr_zero(waiting)]->call.mask);
+    TryCall(warp, warp->lanes[std::countr_zero(waiting)]->call->mask);
   }
   if (live_threads_ != 0 && at_barrier_ == live_threads_) FinishBarrier();
   Lane* next = nullptr;
@@ -289,7 +289,7 @@ void BlockRunner::CallTogether(const WarpCall& call) {
   Lane* const lane = static_cast<Lane*>(current_thread);
   Warp* const warp = lane->warp;
   if ((call.mask & lane->bit) == 0) Fail("the mask lacks the calling lane", call.site);
-  lane->call = call;
+  lane->call = &call;
   warp->waiting |= lane->bit;
   if (TryCall(warp, call.mask)) {
     warp->ready &= ~lane->slot;
@@ -303,10 +303,10 @@ bool BlockRunner::TryCall(Warp* warp, unsigned mask) {
   const uint32_t lanes = mask & warp->live;
   if ((warp->waiting & lanes) != lanes || lanes == 0) return false;
   void* data[kWarpLanes];
-  const WarpCall& first = warp->lanes[std::countr_zero(lanes)]->call;
+  const WarpCall& first = *warp->lanes[std::countr_zero(lanes)]->call;
   for (uint32_t left = lanes; left != 0; left &= left - 1) {
     const int number = std::countr_zero(left);
-    const WarpCall& call = warp->lanes[number]->call;
+    const WarpCall& call = *warp->lanes[number]->call;
     if (call.mask != mask) return false;
     if (call.together != first.together || (call.same_place && !SamePlace(call.site, first.site))) {
       const std::string what = absl::StrCat("lanes of one warp are at different calls: ", first.what, " at ",
@@ -375,7 +375,7 @@ void BlockRunner::ReportDeadlock() const {
       if (warp.at_barrier >> i & 1) {
         where = absl::StrCat("a barrier of the block at ", Text(barrier_site_));
       } else if (warp.waiting >> i & 1) {
-        where = absl::StrCat(warp.lanes[i]->call.what, " at ", Text(warp.lanes[i]->call.site));
+        where = absl::StrCat(warp.lanes[i]->call->what, " at ", Text(warp.lanes[i]->call->site));
       } else {
         continue;
       }

@@ -43,7 +43,7 @@ struct Lane : ThreadPlace {
   Warp* warp = nullptr;
   uint32_t bit = 0;   // 1 << lane
   uint32_t slot = 0;  // 1 << position in the warp's order
-  WarpCall call;
+  const WarpCall* call = nullptr;  // while it waits
   boost::context::fiber context;
   std::vector<AsyncCopy> copies;
   std::vector<size_t> copy_groups;  // copies before the end of each group

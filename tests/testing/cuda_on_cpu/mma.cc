@@ -3,6 +3,10 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#ifdef __F16C__
+#include <immintrin.h>
+#endif
+
 #include <bit>
 #include <cstring>
 
@@ -28,10 +32,10 @@ struct MmaData {
 
 // Brings the words of A's and B's fragments into rows of A and columns of B, `words` of 32 bits each.
 // Register i holds word t + 4 (i / 2) of row g + 8 (i % 2) of A, and word t + 4 i of column g of B.
-template <class Sum, int words>
+template <int words>
 void Gather(void* const data[kWarpLanes], uint32_t (&a)[kRows][words], uint32_t (&b)[kColumns][words]) {
   for (unsigned lane = 0; lane < kWarpLanes; ++lane) {
-    const auto& mine = *static_cast<const MmaData<Sum>*>(data[lane]);
+    const auto& mine = *static_cast<const MmaData<int>*>(data[lane]);
     const unsigned g = lane / 4, t = lane % 4;
     for (unsigned i = 0; i < 4; ++i) a[g + 8 * (i % 2)][t + 4 * (i / 2)] = mine.a[i];
     for (unsigned i = 0; i < 2; ++i) b[g][t + 4 * i] = mine.b[i];
@@ -46,7 +50,7 @@ Sum& Element(void* const data[kWarpLanes], unsigned lane, unsigned i) {
 void MmaS8Together(void* const data[kWarpLanes], uint32_t) {
   constexpr int kDepth = 32;
   uint32_t a_words[kRows][kDepth / 4], b_words[kColumns][kDepth / 4];
-  Gather<int, kDepth / 4>(data, a_words, b_words);
+  Gather<kDepth / 4>(data, a_words, b_words);
   int8_t a8[kRows][kDepth], b8[kColumns][kDepth];
   std::memcpy(a8, a_words, sizeof(a8));
   std::memcpy(b8, b_words, sizeof(b8));
@@ -66,6 +70,14 @@ void MmaS8Together(void* const data[kWarpLanes], uint32_t) {
 }
 
 struct Float16 {
+#ifdef __F16C__
+  static void Widen(const uint16_t* halves, int count, float* values) {
+    for (int i = 0; i < count; i += 8) {
+      _mm256_storeu_ps(values + i,
+                       _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(halves + i))));
+    }
+  }
+#else
   static float Value(uint32_t half) {
     // Exponent and mantissa moved into a float's, whose exponent is biased by 112 more: exact, subnormal or
     // not.
@@ -75,40 +87,50 @@ struct Float16 {
         magnitude >= 0x7c00u << 13 ? magnitude | 0x7f800000u : std::bit_cast<uint32_t>(scaled);
     return std::bit_cast<float>(bits | (half & 0x8000u) << 16);
   }
+  static void Widen(const uint16_t* halves, int count, float* values) {
+    for (int i = 0; i < count; ++i) values[i] = Value(halves[i]);
+  }
+#endif
 };
 
 struct Bfloat16 {
-  static float Value(uint32_t half) { return std::bit_cast<float>(half << 16); }
+  static void Widen(const uint16_t* halves, int count, float* values) {
+    for (int i = 0; i < count; ++i) values[i] = std::bit_cast<float>(static_cast<uint32_t>(halves[i]) << 16);
+  }
 };
 
 template <class Type>
 void MmaFloatTogether(void* const data[kWarpLanes], uint32_t) {
   constexpr int kDepth = 16;
-  uint32_t a_words[kRows][kDepth / 2], b_words[kColumns][kDepth / 2];
-  Gather<float, kDepth / 2>(data, a_words, b_words);
+  uint16_t a_halves[kRows][kDepth], b_halves[kDepth][kColumns];
+  for (unsigned lane = 0; lane < kWarpLanes; ++lane) {
+    const auto& mine = *static_cast<const MmaData<float>*>(data[lane]);
+    const unsigned g = lane / 4, t = lane % 4;
+    for (unsigned i = 0; i < 4; ++i) {
+      std::memcpy(&a_halves[g + 8 * (i % 2)][2 * t + 8 * (i / 2)], &mine.a[i], sizeof(uint32_t));
+    }
+    for (unsigned i = 0; i < 2; ++i) {
+      b_halves[2 * t + 8 * i][g] = static_cast<uint16_t>(mine.b[i]);
+      b_halves[2 * t + 8 * i + 1][g] = static_cast<uint16_t>(mine.b[i] >> 16);
+    }
+  }
   float a[kRows][kDepth], b[kDepth][kColumns], d[kRows][kColumns];
-  for (int row = 0; row < kRows; ++row) {
-    for (int word = 0; word < kDepth / 2; ++word) {
-      a[row][2 * word] = Type::Value(a_words[row][word] & 0xffffu);
-      a[row][2 * word + 1] = Type::Value(a_words[row][word] >> 16);
-    }
-  }
-  for (int word = 0; word < kDepth / 2; ++word) {
-    for (int column = 0; column < kColumns; ++column) {
-      b[2 * word][column] = Type::Value(b_words[column][word] & 0xffffu);
-      b[2 * word + 1][column] = Type::Value(b_words[column][word] >> 16);
-    }
-  }
+  Type::Widen(&a_halves[0][0], kRows * kDepth, &a[0][0]);
+  Type::Widen(&b_halves[0][0], kDepth * kColumns, &b[0][0]);
   for (unsigned lane = 0; lane < kWarpLanes; ++lane) {
     for (unsigned i = 0; i < 4; ++i) {
       d[lane / 4 + 8 * (i / 2)][2 * (lane % 4) + i % 2] = Element<float>(data, lane, i);
     }
   }
+  using Row = float __attribute__((vector_size(kColumns * sizeof(float))));
+  Row b_rows[kDepth];
+  std::memcpy(b_rows, b, sizeof(b));
   for (int row = 0; row < kRows; ++row) {
-    for (int k = 0; k < kDepth; ++k) {
-      // Products of two 11-bit or 8-bit mantissas are exact in float32.
-      for (int column = 0; column < kColumns; ++column) d[row][column] += a[row][k] * b[k][column];
-    }
+    Row sums;
+    std::memcpy(&sums, d[row], sizeof(sums));
+    // Products of two 11-bit or 8-bit mantissas are exact in float32.
+    for (int k = 0; k < kDepth; ++k) sums += a[row][k] * b_rows[k];
+    std::memcpy(d[row], &sums, sizeof(sums));
   }
   for (unsigned lane = 0; lane < kWarpLanes; ++lane) {
     for (unsigned i = 0; i < 4; ++i) {
