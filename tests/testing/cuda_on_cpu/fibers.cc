@@ -35,6 +35,9 @@ namespace cuda_on_cpu {
 constinit thread_local ThreadPlace* current_thread __attribute__((tls_model("initial-exec"))) = nullptr;
 
 namespace internal {
+
+SharedAccessObserver shared_access_observer = nullptr;
+
 namespace {
 
 using boost::context::fiber;
@@ -227,7 +230,7 @@ void BlockRunner::PlaceThreads(uint64_t seed) {
     const unsigned count = std::min(kWarpLanes, threads - w * kWarpLanes);
     warp.existing = warp.live = LowBits(count);
     warp.existing_slots = 0;
-    warp.waiting = warp.at_barrier = 0;
+    warp.waiting = warp.at_barrier = warp.epoch = 0;
     for (unsigned slot = 0; slot < kWarpLanes; ++slot) {
       const unsigned number = lane_order[slot];
       const unsigned thread = w * kWarpLanes + number;
@@ -249,6 +252,7 @@ void BlockRunner::PlaceThreads(uint64_t seed) {
   ready_warps_ = LowBits(warps);
   live_threads_ = threads;
   at_barrier_ = 0;
+  ++epoch_;
 }
 
 void BlockRunner::Run(const KernelLaunch& launch, uint64_t index, uint64_t seed) {
@@ -340,6 +344,7 @@ int BlockRunner::CrossBarrier(BarrierKind kind, int predicate, Site site) {
 }
 
 void BlockRunner::FinishBarrier() {
+  ++epoch_;
   int count = 0;
   for (Warp& warp : warps_) {
     if (barrier_kind_ != BarrierKind::kPlain) {

@@ -35,14 +35,20 @@ struct AsyncCopy {
   size_t bytes;
 };
 
+enum class Access : uint8_t { kRead, kWrite, kAtomic, kReadByWarp };
+
+// Where not null: told of the accesses to shared memory that the stand-in makes for kernels. `at` is in code.
+using SharedAccessObserver = void (*)(const void* address, size_t bytes, Access access, const void* at);
+extern SharedAccessObserver shared_access_observer;
+
 struct Warp;
 class BlockRunner;
 
 struct Lane : ThreadPlace {
   BlockRunner* runner = nullptr;
   Warp* warp = nullptr;
-  uint32_t bit = 0;   // 1 << lane
-  uint32_t slot = 0;  // 1 << position in the warp's order
+  uint32_t bit = 0;                // 1 << lane
+  uint32_t slot = 0;               // 1 << position in the warp's order
   const WarpCall* call = nullptr;  // while it waits
   boost::context::fiber context;
   std::vector<AsyncCopy> copies;
@@ -63,6 +69,7 @@ struct Warp {
   uint32_t at_barrier = 0;  // lanes
   uint32_t ready = 0;       // slots
   uint32_t slot = 0;        // 1 << position in the block's order
+  uint32_t epoch = 0;       // how often all its live lanes met in __syncwarp
 };
 
 // One for each OS thread that runs kernels; keeps its stacks from launch to launch.
@@ -84,6 +91,8 @@ class BlockRunner {
   int CrossBarrier(BarrierKind kind, int predicate, Site site);
 
   const KernelLaunch* launch() const { return launch_; }
+  // Grows at each block's start and each barrier.
+  uint64_t epoch() const { return epoch_; }
 
  private:
   void AddLane();
@@ -113,6 +122,7 @@ class BlockRunner {
   Site barrier_site_ = {"", 0};
   int barrier_result_ = 0;
   bool stopping_ = false;
+  uint64_t epoch_ = 0;
   BlockPlace place_;
   const KernelLaunch* launch_ = nullptr;
   unsigned char* shared_region_ = nullptr;

@@ -15,9 +15,11 @@
 namespace cuda_on_cpu {
 namespace {
 
+using internal::Access;
 using internal::BlockRunner;
 using internal::kWarpLanes;
 using internal::Lane;
+using internal::shared_access_observer;
 using internal::WarpCall;
 
 constexpr int kRows = 16;    // of A and D
@@ -187,6 +189,9 @@ void LoadMatrices(uint32_t (&d)[matrices], const void* row, Site site) {
     if (reinterpret_cast<uintptr_t>(row) % kRowBytes != 0)
       Fail("ldmatrix: the row is not 16-byte aligned", site);
   }
+  if (lane < 8 * matrices && shared_access_observer != nullptr) {
+    shared_access_observer(row, kRowBytes, Access::kReadByWarp, __builtin_return_address(0));
+  }
   LoadData data = {d, row};
   CallAligned(LoadTogether<matrices, transposed>, &data, "ldmatrix", site);
 }
@@ -196,6 +201,9 @@ void StartCopy(void* shared, const void* global, size_t bytes, bool valid, Site 
   if (reinterpret_cast<uintptr_t>(shared) % bytes != 0)
     Fail("cp.async: the destination is not aligned", site);
   if (reinterpret_cast<uintptr_t>(global) % bytes != 0) Fail("cp.async: the source is not aligned", site);
+  if (shared_access_observer != nullptr) {
+    shared_access_observer(shared, bytes, Access::kWrite, __builtin_return_address(0));
+  }
   std::memset(shared, 0xff, bytes);
   static_cast<Lane*>(current_thread)->copies.push_back({shared, valid ? global : nullptr, bytes});
 }
@@ -259,6 +267,9 @@ void WaitForCopies(int pending) {
   const size_t copies = lane.copy_groups[landing - 1];
   for (size_t i = 0; i < copies; ++i) {
     const internal::AsyncCopy& copy = lane.copies[i];
+    if (shared_access_observer != nullptr) {
+      shared_access_observer(copy.shared, copy.bytes, Access::kWrite, __builtin_return_address(0));
+    }
     if (copy.global == nullptr) {
       std::memset(copy.shared, 0, copy.bytes);
     } else {

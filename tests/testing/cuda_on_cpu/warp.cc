@@ -85,7 +85,10 @@ void VoteTogether(void* const data[kWarpLanes], uint32_t lanes) {
   }
 }
 
-void SyncTogether(void* const[kWarpLanes], uint32_t) {}
+void SyncTogether(void* const data[kWarpLanes], uint32_t lanes) {
+  Warp* const warp = static_cast<Lane*>(data[std::countr_zero(lanes)])->warp;
+  if (lanes == warp->live) ++warp->epoch;
+}
 
 }  // namespace
 
@@ -97,6 +100,7 @@ void SyncWarp(unsigned mask, Site site) {
   WarpCall call;
   call.together = SyncTogether;
   call.mask = mask;
+  call.data = static_cast<Lane*>(current_thread);
   call.site = site;
   call.what = "__syncwarp";
   call.same_place = false;
