@@ -1,8 +1,13 @@
 # Sources of the shards on CUDA devices; compiled like those of kernels/cuda. Paths from this folder.
 set(MILLRACE_CUDA_DEVICE_SOURCES
+  device_list.cc
   local_collective.cc
   nccl_collective.cc
   nccl_communicators.cc
   partial_sums.cc
   watchdog.cc
   watchdog_logic.cc)
+
+# Of libmillrace_cuda.so only: they call libraries that it loads itself.
+set(MILLRACE_CUDA_FORWARDING_SOURCES
+  nccl_functions.cc)
