@@ -69,17 +69,22 @@ StageRing::StageRing(const TestModel& model, StageRingOptions options) {
   limits_.context_tokens = shape.context_tokens;
   if (options.layers.empty()) options.layers = {shape.num_layers};
   std::vector<const kernels::Backend*> backends = {model.backend.get()};
-  for (uint32_t i = 1; i < options.shards; ++i) {
+  for (uint32_t i = 1; !options.make_devices && i < options.shards; ++i) {
     backends_.push_back(MakeBackend(model.options));
     backends.push_back(backends_.back().get());
   }
-  devices_ = std::make_unique<HostDevices>(backends);
+  if (options.make_devices) {
+    devices_ = options.make_devices(options.shards);
+  } else {
+    devices_ = std::make_unique<HostDevices>(backends);
+  }
   uint32_t first_layer = 0;
   for (uint32_t layers : options.layers) {
     const StageLayout layout{first_layer, layers, first_layer == 0, first_layer + layers == shape.num_layers};
     StageModelOptions stage{layout, options.max_rows, shape.context_tokens};
     stage.block_tokens = options.block_tokens;
     stage.kv_type = options.kv_type;
+    stage.record_decodes = options.record_decodes;
     stages_.push_back(ValueOrDie(StageModel::Create(*model.file, shape, *devices_, stage)));
     KvCache::Shape cache;
     cache.num_layers = layers;

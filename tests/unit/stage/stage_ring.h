@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -41,6 +42,9 @@ struct StageRingOptions {
   uint32_t block_tokens = 16;
   uint32_t shards = 1;  // of each stage
   KvType kv_type = KvType::kF32;
+  // What the stages run on; empty: backends as the model's.
+  std::function<std::unique_ptr<DeviceGroup>(uint32_t shards)> make_devices = nullptr;
+  bool record_decodes = true;
 };
 
 class StageRing {
@@ -57,6 +61,7 @@ class StageRing {
 
   StageModel& stage(size_t i) { return *stages_[i]; }
   KvCache& cache(size_t i) { return *caches_[i]; }
+  DeviceGroup& devices() { return *devices_; }
   const StageLimits& limits() const { return limits_; }
 
  private:
