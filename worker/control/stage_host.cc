@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <limits>
 #include <memory>
 #include <utility>
 
@@ -152,9 +153,11 @@ void StageHost::FillShards(v1::Loaded* loaded) const {
 absl::StatusOr<uint64_t> StageHost::KvBlocks(uint64_t transit_bytes) const {
   constexpr uint64_t kMostBlocks = 1u << 24;
   const uint64_t block_bytes = CacheShape(1).BytesPerBlock();
+  const bool on_host = devices_->device(0).on_host();
   uint64_t room = options_.kv_memory_bytes;
+  if (room == 0) room = on_host ? kHostKvMemoryBytes : std::numeric_limits<uint64_t>::max();
   uint64_t blocks = std::min(room / block_bytes, kMostBlocks);
-  if (devices_->device(0).on_host()) {
+  if (on_host) {
     const uint64_t available = AvailableMemoryBytes();
     room = std::min(room, available - std::min(available, transit_bytes));
     blocks = std::min(blocks, room / block_bytes);

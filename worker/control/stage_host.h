@@ -26,13 +26,16 @@
 
 namespace millrace {
 
+// Most host memory for a KV cache, unless the user says otherwise. Devices give what is free.
+inline constexpr uint64_t kHostKvMemoryBytes = uint64_t{1} << 30;
+
 struct StageHostOptions {
   StageBackendOptions backends;
   HopListener* listener = nullptr;
   EpochRouter* router = nullptr;
   std::string secret;
   std::string coordinator_address;
-  uint64_t kv_memory_bytes = 0;
+  uint64_t kv_memory_bytes = 0;    // 0: kHostKvMemoryBytes, where the KV cache is in host memory
   StageComputeFactory make_stage;  // empty: StageModel::Create
   // The epoch cannot go on (the hop broke, an input was at fault). Thread: grpc or compute.
   std::function<void(Epoch, absl::Status)> on_failed;

@@ -198,7 +198,7 @@ void Worker::SendHello() {
   hello->set_numeric_class(kBackendFamily);
   for (const ActivationType type : SupportedActivations()) hello->add_activation_types(ToWire(type));
   hello->set_memory_bytes(AvailableMemoryBytes());
-  hello->set_kv_memory_bytes(options_.kv_memory_bytes);
+  hello->set_kv_memory_bytes(options_.kv_memory_bytes != 0 ? options_.kv_memory_bytes : kHostKvMemoryBytes);
   hello->set_threads(static_cast<uint32_t>(options_.backends.threads));
   hello->set_kernels(kernels_);
   hello->set_machine(MachineIdentity());
@@ -404,7 +404,8 @@ void WorkerFlags::DeclareLocal(OptionSet& set) {
              "machine that may use them too");
   set.AddBool("pin-threads", &options.backends.pin_threads,
               "confine each thread to one core of this worker's share; for machines that do nothing else");
-  set.AddBytes("kv-memory", &options.kv_memory_bytes, "most memory for a worker's KV cache");
+  set.AddBytes("kv-memory", &options.kv_memory_bytes,
+               "most memory for a worker's KV cache; 0: 1GiB of host memory, or what is free of a device's");
   set.AddString(
       "profile", &options.profile, "auto|off",
       "auto: measure how fast this worker is, so that layers are placed by time; off: by their size");

@@ -24,7 +24,7 @@ struct WorkerOptions {
   std::string join_secret;  // used if there is no file
   StageBackendOptions backends;
   std::string unix_sockets = "auto";  // or "off"
-  uint64_t kv_memory_bytes = uint64_t{1} << 30;
+  uint64_t kv_memory_bytes = 0;       // 0: as StageHostOptions
   absl::Duration join_timeout = absl::Seconds(60);
   std::string profile = "auto";    // measure how fast this worker is; "off": placed as the others are
   StageComputeFactory make_stage;  // empty: StageModel::Create

@@ -1,5 +1,7 @@
 # Sources of the shards on CUDA devices; compiled like those of kernels/cuda. Paths from this folder.
 set(MILLRACE_CUDA_DEVICE_SOURCES
+  cuda_device.cc
+  cuda_device_group.cc
   device_list.cc
   local_collective.cc
   nccl_collective.cc
