@@ -89,6 +89,18 @@ class Device {
   virtual void CopyIn(void* to, const void* from_staging, uint64_t bytes) = 0;
   virtual void CopyOut(void* to_staging, const void* from, uint64_t bytes) = 0;
 
+  // Enqueued: rows of `bytes` from this shard's memory to that of any shard of the group, strides in bytes.
+  // Whoever reads them there waits for this device's Finish. REQUIRES: !on_host().
+  struct Rows {
+    void* to = nullptr;
+    uint64_t to_stride = 0;
+    const void* from = nullptr;
+    uint64_t from_stride = 0;
+    uint64_t bytes = 0;
+    uint64_t rows = 0;
+  };
+  virtual void CopyRows(const Rows& rows) = 0;
+
   // Waits until all that was enqueued is done. The first error of any of it: the device is lost then, and
   // only destructors may follow.
   virtual absl::Status Finish() = 0;

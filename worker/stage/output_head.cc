@@ -29,24 +29,38 @@ absl::StatusOr<std::unique_ptr<OutputHead>> OutputHead::Create(const HyperParame
 }
 
 uint64_t OutputHead::bytes() const {
-  return sampler_.scratch_bytes() + logits_.bytes();
+  return sampler_.scratch_bytes() + questions_.bytes() + logits_.bytes();
 }
 
 absl::StatusOr<std::vector<SequenceResult>> OutputHead::Sample(const StageBatch& batch,
                                                                absl::Span<const float> residual) {
   std::vector<SequenceResult> results = EmptyResults(batch);
-  const std::vector<Wanted> wanted = FindWanted(batch, results);
+  const std::vector<WantedLogits> wanted = FindWanted(batch, results);
   std::vector<uint32_t> rows;
   for (size_t begin = 0; begin < wanted.size(); begin += kMaxLogitRows) {
     const size_t count = std::min<size_t>(kMaxLogitRows, wanted.size() - begin);
     rows.clear();
     for (size_t i = 0; i < count; ++i) rows.push_back(wanted[begin + i].row);
+    if (shards_.samples()) {
+      const absl::Span<const WantedLogits> these = absl::MakeConstSpan(wanted).subspan(begin, count);
+      ASSIGN_OR_RETURN(const bool sampled, SampleOnDevice(these, rows));
+      if (sampled) continue;
+    }
     ASSIGN_OR_RETURN(const absl::Span<const float> logits, Logits(rows, residual));
     for (size_t i = 0; i < count; ++i) {
       Answer(wanted[begin + i], logits.subspan(i * shape_.vocabulary_size, shape_.vocabulary_size));
     }
   }
   return results;
+}
+
+absl::StatusOr<bool> OutputHead::SampleOnDevice(absl::Span<const WantedLogits> wanted,
+                                                absl::Span<const uint32_t> rows) {
+  const absl::Span<const kernels::SampleRow> asked = questions_.Ask(wanted);
+  if (kernels::SampleEntries(asked) > kernels::kMaxSampleEntries) return false;
+  ASSIGN_OR_RETURN(const kernels::SampleResult* const answers, shards_.Sample(rows, asked));
+  SampleQuestions::Answer(wanted, answers);
+  return true;
 }
 
 std::vector<SequenceResult> OutputHead::EmptyResults(const StageBatch& batch) {
@@ -61,14 +75,14 @@ std::vector<SequenceResult> OutputHead::EmptyResults(const StageBatch& batch) {
   return results;
 }
 
-std::vector<OutputHead::Wanted> OutputHead::FindWanted(const StageBatch& batch,
-                                                       std::vector<SequenceResult>& results) {
-  std::vector<Wanted> all;
+std::vector<WantedLogits> OutputHead::FindWanted(const StageBatch& batch,
+                                                 std::vector<SequenceResult>& results) {
+  std::vector<WantedLogits> all;
   uint32_t row = 0;
   SequenceResult* result = results.data();
   for (const StageSegment& segment : batch.segments) {
     for (size_t i = 0; i < segment.token_ids.size(); ++i, ++row) {
-      Wanted wanted{row, &segment, result, std::nullopt, false};
+      WantedLogits wanted{row, &segment, result, std::nullopt, false};
       if (segment.prompt_logprobs.has_value()) wanted.next_prompt_id = NextPromptId(segment, i);
       wanted.sample = segment.sampling.has_value() && i + 1 == segment.token_ids.size();
       if (wanted.sample || wanted.next_prompt_id.has_value()) all.push_back(wanted);
@@ -86,7 +100,7 @@ absl::StatusOr<absl::Span<const float>> OutputHead::Logits(absl::Span<const uint
   return absl::MakeConstSpan(logits_.data(), rows.size() * shape_.vocabulary_size);
 }
 
-void OutputHead::Answer(const Wanted& wanted, absl::Span<const float> logits) {
+void OutputHead::Answer(const WantedLogits& wanted, absl::Span<const float> logits) {
   const StageSegment& segment = *wanted.segment;
   SequenceResult& result = *wanted.result;
   if (wanted.next_prompt_id.has_value()) {

@@ -3,7 +3,6 @@
 
 #include <cstdint>
 #include <memory>
-#include <optional>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -11,6 +10,7 @@
 #include "common/generation.h"
 #include "model/hyper_parameters.h"
 #include "worker/stage/float_buffer.h"
+#include "worker/stage/sample_questions.h"
 #include "worker/stage/sampler.h"
 #include "worker/stage/stage_batch.h"
 #include "worker/stage/stage_shards.h"
@@ -39,26 +39,23 @@ class OutputHead {
   uint64_t bytes() const;
 
  private:
-  // Why the logits of a row are needed, and where their answer goes.
-  struct Wanted {
-    uint32_t row = 0;
-    const StageSegment* segment = nullptr;
-    SequenceResult* result = nullptr;
-    std::optional<TokenId> next_prompt_id;  // report its log probability
-    bool sample = false;
-  };
-
   OutputHead(const HyperParameters& hyper_parameters, StageShards& shards)
-      : shape_(hyper_parameters), shards_(shards), sampler_(hyper_parameters.vocabulary_size) {}
+      : shape_(hyper_parameters),
+        shards_(shards),
+        sampler_(hyper_parameters.vocabulary_size),
+        questions_(shards.samples() ? hyper_parameters.vocabulary_size : 0) {}
 
   static std::vector<SequenceResult> EmptyResults(const StageBatch& batch);
-  static std::vector<Wanted> FindWanted(const StageBatch& batch, std::vector<SequenceResult>& results);
-  void Answer(const Wanted& wanted, absl::Span<const float> logits);
+  static std::vector<WantedLogits> FindWanted(const StageBatch& batch, std::vector<SequenceResult>& results);
+  // On the device. False: it cannot hold all that is asked.
+  absl::StatusOr<bool> SampleOnDevice(absl::Span<const WantedLogits> wanted, absl::Span<const uint32_t> rows);
+  void Answer(const WantedLogits& wanted, absl::Span<const float> logits);
 
   const HyperParameters& shape_;
   StageShards& shards_;
   Sampler sampler_;
-  FloatBuffer logits_;  // [kMaxLogitRows, vocabulary]
+  SampleQuestions questions_;  // where the devices sample
+  FloatBuffer logits_;         // [kMaxLogitRows, vocabulary]
 };
 
 }  // namespace millrace

@@ -48,6 +48,7 @@ absl::StatusOr<std::unique_ptr<StageShards>> StageShards::Create(const GgufFile&
   }
   WeightLoader loader(file, std::move(to_load), options.progress);
   RETURN_IF_ERROR(loader.Allocate());
+  RETURN_IF_ERROR(stage->PrepareSampling());
   RETURN_IF_ERROR(stage->LoadShards(loader));
   loader.Finish();
   if (!stage->on_host()) RETURN_IF_ERROR(stage->WarmUp());
@@ -309,14 +310,11 @@ void StageShards::NormRows(Shard& shard, absl::Span<const uint32_t> rows, const 
   }
 }
 
-absl::Status StageShards::ShardLogits(Shard& shard, absl::Span<const uint32_t> rows, const float* residual,
-                                      float* logits) {
-  const size_t own = shard.weights.output.rows;
-  if (own == 0) return absl::OkStatus();
-  Device& device = *shard.context.device;
+void StageShards::EnqueueLogits(Shard& shard, absl::Span<const uint32_t> rows, const float* residual,
+                                LogitsPlace to) {
+  const kernels::Backend& ops = shard.context.device->ops();
   Activations& a = shard.activations;
-  device.Begin({options_.stage, microbatch_});
-  NormRows(shard, rows, device.on_host() ? residual : a.own_residual.data());
+  NormRows(shard, rows, residual);
   kernels::PrepareInputArgs prepare;
   prepare.x = a.normed.data();
   prepare.rows = rows.size();
@@ -324,20 +322,87 @@ absl::Status StageShards::ShardLogits(Shard& shard, absl::Span<const uint32_t> r
   prepare.rounding = kernels::InputRounding::kRefineLargest;
   prepare.buffer = reinterpret_cast<uint8_t*>(a.prepared.data());
   kernels::MatMulArgs product;
-  product.x = device.ops().PrepareInput(prepare);
+  product.x = ops.PrepareInput(prepare);
   product.weights = shard.weights.output;
-  product.out = device.on_host() ? logits + shard.context.slice.vocabulary.begin : shard.logits.data();
-  product.out_stride = device.on_host() ? model_.vocabulary_size : own;
+  product.out = to.begin;
+  product.out_stride = to.stride;
   product.scratch = a.scratch.data();
-  device.ops().MatMul(product);
-  if (device.on_host()) return absl::OkStatus();
+  ops.MatMul(product);
+}
+
+absl::Status StageShards::ShardLogits(Shard& shard, absl::Span<const uint32_t> rows, const float* residual,
+                                      float* logits) {
+  const size_t own = shard.weights.output.rows;
+  if (own == 0) return absl::OkStatus();
+  Device& device = *shard.context.device;
+  float* const to = logits + shard.context.slice.vocabulary.begin;
+  device.Begin({options_.stage, microbatch_});
+  if (device.on_host()) {
+    EnqueueLogits(shard, rows, residual, {to, model_.vocabulary_size});
+    return absl::OkStatus();
+  }
+  EnqueueLogits(shard, rows, shard.activations.own_residual.data(), {shard.logits.data(), own});
   device.CopyOut(shard.logits_staging.data(), shard.logits.data(), rows.size() * own * sizeof(float));
   RETURN_IF_ERROR(device.Finish());
   for (size_t i = 0; i < rows.size(); ++i) {
-    std::copy_n(shard.logits_staging.data() + i * own, own,
-                logits + i * model_.vocabulary_size + shard.context.slice.vocabulary.begin);
+    std::copy_n(shard.logits_staging.data() + i * own, own, to + i * model_.vocabulary_size);
   }
   return absl::OkStatus();
+}
+
+absl::Status StageShards::PrepareSampling() {
+  Device& device = devices_.device(0);
+  const size_t bytes = device.ops().SampleBytes(kMaxQuestions, model_.vocabulary_size);
+  if (on_host() || !options_.layout.last || bytes == 0) return absl::OkStatus();
+  ASSIGN_OR_RETURN(sampling_.buffer, device.Allocate("sampling", bytes));
+  ASSIGN_OR_RETURN(sampling_.staging,
+                   device.AllocateStaging("sampling", device.ops().SampleStagingBytes(kMaxQuestions)));
+  ASSIGN_OR_RETURN(sampling_.results,
+                   device.AllocateStaging("sampling", kMaxQuestions * sizeof(kernels::SampleResult)));
+  ASSIGN_OR_RETURN(sampling_.logits, FloatBuffer::Allocate(device, "logits to sample from",
+                                                           {kMaxLogitRows, model_.vocabulary_size}));
+  return absl::OkStatus();
+}
+
+// Shard 0 makes its part where it is needed; others send theirs there.
+absl::Status StageShards::LogitsToSample(uint32_t index, absl::Span<const uint32_t> rows) {
+  Shard& shard = *shards_[index];
+  const size_t own = shard.weights.output.rows;
+  if (own == 0) return absl::OkStatus();
+  Device& device = *shard.context.device;
+  const float* const residual = shard.activations.own_residual.data();
+  const LogitsPlace to{sampling_.logits.data() + shard.context.slice.vocabulary.begin,
+                       model_.vocabulary_size};
+  device.Begin({options_.stage, microbatch_});
+  if (index == 0) {
+    EnqueueLogits(shard, rows, residual, to);
+    if (shards_.size() == 1) return absl::OkStatus();  // sampling follows in the same queue
+  } else {
+    EnqueueLogits(shard, rows, residual, {shard.logits.data(), own});
+    device.CopyRows({to.begin, to.stride * sizeof(float), shard.logits.data(), own * sizeof(float),
+                     own * sizeof(float), rows.size()});
+  }
+  return device.Finish();
+}
+
+absl::StatusOr<const kernels::SampleResult*> StageShards::Sample(absl::Span<const uint32_t> rows,
+                                                                 absl::Span<const kernels::SampleRow> asked) {
+  MILLRACE_CHECK(samples() && rows.size() <= kMaxLogitRows && rows.size() <= max_rows() &&
+                 asked.size() <= kMaxQuestions);
+  RETURN_IF_ERROR(InShards([&](uint32_t index, Shard&) { return LogitsToSample(index, rows); }));
+  Device& device = devices_.device(0);
+  kernels::SampleArgs args;
+  args.logits = sampling_.logits.data();
+  args.vocabulary = model_.vocabulary_size;
+  args.rows = asked;
+  args.max_rows = kMaxQuestions;
+  args.buffer = sampling_.buffer.data();
+  args.staging = sampling_.staging.data();
+  args.results = reinterpret_cast<kernels::SampleResult*>(sampling_.results.data());
+  device.Begin({options_.stage, microbatch_});
+  device.ops().Sample(args);
+  RETURN_IF_ERROR(device.Finish());
+  return args.results;
 }
 
 std::vector<ShardUse> StageShards::uses() const {
@@ -353,8 +418,8 @@ std::vector<ShardUse> StageShards::uses() const {
 }
 
 uint64_t StageShards::shared_bytes() const {
-  return rope_table_.bytes() + residual_in_.bytes() + residual_out_.bytes() +
-         (group_ == nullptr ? 0 : group_->bytes());
+  return rope_table_.bytes() + residual_in_.bytes() + residual_out_.bytes() + sampling_.logits.bytes() +
+         sampling_.buffer.bytes() + (group_ == nullptr ? 0 : group_->bytes());
 }
 
 int64_t StageShards::collective_ns() const {

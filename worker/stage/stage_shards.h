@@ -65,6 +65,14 @@ class StageShards {
   // REQUIRES: layout.last, rows.size() <= kMaxLogitRows and <= max_rows of the options.
   absl::Status Logits(absl::Span<const uint32_t> rows, const float* residual, float* logits);
 
+  // Whether the devices choose tokens themselves (last stage only).
+  bool samples() const { return sampling_.logits.size() != 0; }
+  // Makes the logits of `rows` as Logits does, and asks of them; the answers to `asked`, in order, valid
+  // until the next call. REQUIRES: samples(), as for Logits and kernels::SampleArgs, no more than two
+  // questions a row.
+  absl::StatusOr<const kernels::SampleResult*> Sample(absl::Span<const uint32_t> rows,
+                                                      absl::Span<const kernels::SampleRow> asked);
+
   uint64_t max_rows() const { return shards_.front()->activations.max_rows(); }
   // Microbatches of decodes that ran as they were recorded. Thread: any.
   uint64_t replays() const { return replays_.load(std::memory_order_relaxed); }
@@ -95,6 +103,15 @@ class StageShards {
     std::vector<std::unique_ptr<CapturedWork>> work;  // by shard
   };
 
+  // Of shard 0's device, where it samples.
+  struct Sampling {
+    FloatBuffer logits;    // [kMaxLogitRows, vocabulary], of all shards
+    DeviceMemory buffer;   // of the op
+    DeviceMemory staging;  // likewise
+    DeviceMemory results;  // [kMaxQuestions], staging
+  };
+  static constexpr uint32_t kMaxQuestions = 2 * kMaxLogitRows;
+
   StageShards(const HyperParameters& hyper_parameters, DeviceGroup& devices,
               const StageModelOptions& options);
   bool on_host() const { return devices_.device(0).on_host(); }
@@ -114,8 +131,17 @@ class StageShards {
   // Null: the batch runs op by op.
   const Recording* RecordingOf(const LayerRange& range, const StageBatch& batch, const KvCache& cache) const;
   StageBatch EmptyBatch(uint32_t sequences, uint32_t rows) const;
+  absl::Status PrepareSampling();
+  // Where a shard's part of the logits goes: rows of `stride` floats.
+  struct LogitsPlace {
+    float* begin = nullptr;
+    size_t stride = 0;
+  };
+  // Enqueues its part of the logits.
+  void EnqueueLogits(Shard& shard, absl::Span<const uint32_t> rows, const float* residual, LogitsPlace to);
   absl::Status ShardLogits(Shard& shard, absl::Span<const uint32_t> rows, const float* residual,
                            float* logits);
+  absl::Status LogitsToSample(uint32_t index, absl::Span<const uint32_t> rows);
   void NormRows(Shard& shard, absl::Span<const uint32_t> rows, const float* residual);
 
   const HyperParameters& model_;
@@ -127,6 +153,7 @@ class StageShards {
   FloatBuffer residual_out_;                // likewise
   std::unique_ptr<CollectiveGroup> group_;  // null: one shard
   std::vector<std::unique_ptr<Shard>> shards_;
+  Sampling sampling_;
   // Recorded work goes before the collectives in it.
   std::vector<Recording> recordings_;  // by rising rows
   uint64_t recorded_cache_ = 0;        // KvCache::id

@@ -33,6 +33,7 @@ class HostDevices::HostDevice final : public Device {
   void CopyIn(void* to, const void* from_staging, uint64_t bytes) override {
     std::memcpy(to, from_staging, bytes);
   }
+  void CopyRows(const Rows& /*rows*/) override { MILLRACE_CHECK(false); }
   void CopyOut(void* to_staging, const void* from, uint64_t bytes) override {
     std::memcpy(to_staging, from, bytes);
   }
