@@ -41,6 +41,14 @@ class FarDevice final : public Device {
     memory_->misplaced += In(memory_->staging, to_staging, bytes) && In(memory_->live, from, bytes) ? 0 : 1;
     std::memcpy(to_staging, from, bytes);
   }
+  void CopyRows(const Rows& rows) override {
+    for (uint64_t i = 0; i < rows.rows; ++i) {
+      uint8_t* const to = static_cast<uint8_t*>(rows.to) + i * rows.to_stride;
+      const uint8_t* const from = static_cast<const uint8_t*>(rows.from) + i * rows.from_stride;
+      memory_->misplaced += In(memory_->live, to, rows.bytes) && In(memory_->live, from, rows.bytes) ? 0 : 1;
+      std::memcpy(to, from, rows.bytes);
+    }
+  }
   absl::Status Finish() override { return memory_->status; }
   absl::StatusOr<std::unique_ptr<CapturedWork>> Capture(absl::FunctionRef<absl::Status()>) override {
     return nullptr;

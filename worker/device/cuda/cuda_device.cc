@@ -126,6 +126,13 @@ void CudaDevice::CopyOut(void* to_staging, const void* from, uint64_t bytes) {
                 "copy from the device");
 }
 
+// Unified addressing tells which devices the addresses are of.
+void CudaDevice::CopyRows(const Rows& rows) {
+  queue().Check(cudaMemcpy2DAsync(rows.to, rows.to_stride, rows.from, rows.from_stride, rows.bytes, rows.rows,
+                                  cudaMemcpyDefault, stream_),
+                "copy between devices");
+}
+
 absl::Status CudaDevice::Finish() {
   queue().Check(cudaEventRecord(done_, stream_), "recording an event");
   queue().Check(cudaEventSynchronize(done_), "waiting for the stream");

@@ -44,6 +44,7 @@ class CudaDevice final : public Device {
   void Begin(const WorkName& work) override;
   void CopyIn(void* to, const void* from_staging, uint64_t bytes) override;
   void CopyOut(void* to_staging, const void* from, uint64_t bytes) override;
+  void CopyRows(const Rows& rows) override;
   absl::Status Finish() override;
   // By a graph, in thread-local capture mode. Null where AllowCapture said so.
   absl::StatusOr<std::unique_ptr<CapturedWork>> Capture(absl::FunctionRef<absl::Status()> enqueue) override;
