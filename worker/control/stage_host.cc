@@ -15,6 +15,7 @@
 #include "common/status_macros.h"
 #include "common/transport/local_socket.h"
 #include "worker/control/stage_messages.h"
+#include "worker/kv/kv_room.h"
 #include "worker/stage/shard_layout.h"
 #include "worker/stage/stage_model.h"
 #include "worker/stage/stage_profiler.h"
@@ -26,9 +27,6 @@ constexpr absl::Duration kConnectTimeout = absl::Seconds(10);
 constexpr absl::Duration kLocalConnectTimeout = absl::Seconds(2);
 constexpr uint32_t kMaxInFlightLimit = 4096;
 constexpr uint32_t kMaxRowsLimit = 65536;
-// Of each shard's device memory, for what the driver takes after a microbatch has run: stacks and local
-// memory of larger launches, and the page granularity of allocations.
-constexpr uint64_t kDeviceReserveBytes = uint64_t{256} << 20;
 
 absl::Status CheckAssign(const v1::Assign& assign, const HyperParameters& model) {
   const auto in_range = [](uint64_t value, uint64_t max) { return value >= 1 && value <= max; };
@@ -152,28 +150,21 @@ void StageHost::FillShards(v1::Loaded* loaded) const {
 // What is free for blocks of the KV cache, as the number of whole blocks.
 absl::StatusOr<uint64_t> StageHost::KvBlocks(uint64_t transit_bytes) const {
   constexpr uint64_t kMostBlocks = 1u << 24;
-  const uint64_t block_bytes = CacheShape(1).BytesPerBlock();
-  const bool on_host = devices_->device(0).on_host();
+  const KvCache::Shape shape = CacheShape(1);
   uint64_t room = options_.kv_memory_bytes;
-  if (room == 0) room = on_host ? kHostKvMemoryBytes : std::numeric_limits<uint64_t>::max();
-  uint64_t blocks = std::min(room / block_bytes, kMostBlocks);
-  if (on_host) {
+  uint64_t blocks = 0;
+  if (devices_->device(0).on_host()) {
     const uint64_t available = AvailableMemoryBytes();
-    room = std::min(room, available - std::min(available, transit_bytes));
-    blocks = std::min(blocks, room / block_bytes);
+    room = std::min(room != 0 ? room : kHostKvMemoryBytes, available - std::min(available, transit_bytes));
+    blocks = room / shape.BytesPerBlock();
   } else {
-    const std::vector<ShardUse> uses = stage_->shards();
-    for (uint32_t shard = 0; shard < uses.size(); ++shard) {
-      const uint64_t free = devices_->device(shard).FreeBytes();
-      const uint64_t usable = free - std::min(free, kDeviceReserveBytes);
-      const uint64_t shard_block_bytes = block_bytes / hyper_parameters_.num_kv_heads * uses[shard].kv_heads;
-      room = std::min(room, usable);
-      blocks = std::min(blocks, usable / shard_block_bytes);
-    }
+    if (room == 0) room = std::numeric_limits<uint64_t>::max();
+    blocks = DeviceKvBlocks(*devices_, shape, room);
+    room = std::min(room, devices_->device(0).FreeBytes());
   }
-  if (blocks != 0) return blocks;
+  if (blocks != 0) return std::min(blocks, kMostBlocks);
   return absl::ResourceExhaustedError(absl::StrCat("no room for the KV cache: one block takes ",
-                                                   FormatBytes(block_bytes), ", there are ",
+                                                   FormatBytes(shape.BytesPerBlock()), ", there are ",
                                                    FormatBytes(room), "; raise --kv-memory or free memory"));
 }
 

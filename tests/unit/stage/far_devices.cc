@@ -32,7 +32,7 @@ class FarDevice final : public Device {
   absl::StatusOr<DeviceMemory> AllocateStaging(absl::string_view what, uint64_t bytes) override {
     return Take(what, bytes, memory_->staging);
   }
-  uint64_t FreeBytes() const override { return uint64_t{1} << 30; }
+  uint64_t FreeBytes() const override { return memory_->free; }
   void CopyIn(void* to, const void* from_staging, uint64_t bytes) override {
     memory_->misplaced += In(memory_->live, to, bytes) && In(memory_->staging, from_staging, bytes) ? 0 : 1;
     std::memcpy(to, from_staging, bytes);

@@ -14,6 +14,7 @@ namespace millrace::testing {
 
 // Of one device; outlives it.
 struct FarMemory {
+  uint64_t free = uint64_t{1} << 30;
   int allocations = 0;                         // so far
   int fails = -1;                              // this allocation, counted from 0
   std::string failed;                          // what that was for

@@ -9,6 +9,7 @@
 #include "tests/testing/tiny_llama.h"
 #include "tests/unit/stage/far_devices.h"
 #include "tests/unit/stage/stage_ring.h"
+#include "worker/kv/kv_room.h"
 #include "worker/stage/decode_buckets.h"
 #include "worker/stage/stage_profiler.h"
 
@@ -118,6 +119,17 @@ TEST_F(StageDeviceTest, IsMeasuredByTheClock) {
   EXPECT_FALSE(profile->head.empty());
   memory_.status = absl::InternalError("gone");
   EXPECT_EQ(MeasureProfile(*model_.file, model_.shape, *devices, options).status(), memory_.status);
+}
+
+TEST_F(StageDeviceTest, KvRoomIsWhatIsFreeLessAReserve) {
+  const std::unique_ptr<DeviceGroup> devices = MakeFarDevices(*model_.backend, &memory_);
+  const KvCache::Shape shape{3, 1, 16, 2, 16, KvType::kF16};
+  constexpr uint64_t kBlock = 2 * 3 * 16 * 2 * 16 * 2;
+  memory_.free = kDeviceReserveBytes + 7 * kBlock + kBlock / 2;
+  EXPECT_EQ(DeviceKvBlocks(*devices, shape, ~uint64_t{0}), 7u);
+  EXPECT_EQ(DeviceKvBlocks(*devices, shape, 5 * kBlock), 5u);
+  memory_.free = kDeviceReserveBytes - 1;
+  EXPECT_EQ(DeviceKvBlocks(*devices, shape, ~uint64_t{0}), 0u);
 }
 
 TEST(DecodeBucketsTest, RiseToTheLargestMicrobatch) {
