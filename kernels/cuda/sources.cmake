@@ -3,4 +3,5 @@
 set(MILLRACE_CUDA_KERNEL_SOURCES
   cuda_backend.cc
   cuda_queue.cc
+  elementwise.cu
   sample.cu)
