@@ -40,7 +40,6 @@ libgmock-dev              unit tests
 clang-14                  thread-safety analysis and fuzzing
 clang-format-14           format
 libclang-rt-14-dev        sanitizer and fuzzer runtimes of clang
-libboost-context-dev      CUDA threads as fibers, where kernels run on the CPU
 iproute2                  network namespaces stand for hosts
 procps                    looking at processes
 '

@@ -40,8 +40,6 @@ SharedAccessObserver shared_access_observer = nullptr;
 
 namespace {
 
-using boost::context::fiber;
-
 constexpr size_t kMaxSharedBytes = 256 * 1024;
 #ifdef CUDA_ON_CPU_ASAN
 constexpr size_t kStackBytes = 256 * 1024;
@@ -60,32 +58,23 @@ void* MapMemory(size_t bytes) {
   return memory;
 }
 
-// A stack with an unmapped page below it. Tops differ in their lowest bits, lest the lanes of a warp compete
-// for the same lines of the cache.
-class LaneStack {
- public:
-  LaneStack(Lane* lane, unsigned index) : lane_(lane), colour_(index % kWarpLanes * 192) {}
+// With an unmapped page below it. Tops differ in their lowest bits, lest the lanes of a warp compete for the
+// same lines of the cache.
+void MakeStack(Lane* lane, unsigned index) {
+  const size_t page = PageBytes();
+  void* const memory = MapMemory(kStackBytes + page);
+  MILLRACE_CHECK(mprotect(memory, page, PROT_NONE) == 0);
+  lane->stack_bottom = static_cast<char*>(memory) + page;
+  lane->stack_bytes = kStackBytes - index % kWarpLanes * 192;
+}
 
-  boost::context::stack_context allocate() {
-    const size_t page = PageBytes();
-    void* memory = MapMemory(kStackBytes + page);
-    MILLRACE_CHECK(mprotect(memory, page, PROT_NONE) == 0);
-    lane_->stack_bottom = static_cast<char*>(memory) + page;
-    lane_->stack_bytes = kStackBytes - colour_;
-    boost::context::stack_context context;
-    context.size = kStackBytes - colour_;
-    context.sp = static_cast<char*>(lane_->stack_bottom) + context.size;
-    return context;
-  }
-  void deallocate(boost::context::stack_context& context) {
-    const size_t page = PageBytes();
-    munmap(static_cast<char*>(context.sp) - context.size - page, kStackBytes + page);
-  }
-
- private:
-  Lane* lane_;
-  size_t colour_;
-};
+void FreeStack(const Lane& lane) {
+  const size_t page = PageBytes();
+#ifdef CUDA_ON_CPU_ASAN
+  ASAN_UNPOISON_MEMORY_REGION(lane.stack_bottom, kStackBytes);
+#endif
+  munmap(static_cast<char*>(lane.stack_bottom) - page, kStackBytes + page);
+}
 
 template <class Number>
 void Mix(Random* random, Number* begin, unsigned count) {
@@ -126,62 +115,54 @@ BlockRunner::BlockRunner() {
   MILLRACE_CHECK(mprotect(shared_region_ + page + kMaxSharedBytes, page, PROT_NONE) == 0);
 }
 
+// The lanes wait in Return for blocks that do not come; nothing on their stacks needs to be destroyed.
 BlockRunner::~BlockRunner() {
-  stopping_ = true;
-  for (const auto& lane : lanes_) SwitchTo(nullptr, lane.get());
-  lanes_.clear();
+  for (const auto& lane : lanes_) FreeStack(*lane);
   munmap(shared_region_, kMaxSharedBytes + 2 * PageBytes());
 }
 
 void BlockRunner::AddLane() {
   auto lane = std::make_unique<Lane>();
-  Lane* const added = lane.get();
-  added->runner = this;
-  added->context = fiber(std::allocator_arg, LaneStack(added, lanes_.size()),
-                         [this, added](fiber&& from) { return LaneMain(added, std::move(from)); });
+  lane->runner = this;
+  MakeStack(lane.get(), static_cast<unsigned>(lanes_.size()));
+  const auto entry = [](void* started) {
+    static_cast<Lane*>(started)->runner->LaneMain(static_cast<Lane*>(started));
+  };
+  PrepareContext(&lane->context, lane->stack_bottom, lane->stack_bytes, entry, lane.get());
   lanes_.push_back(std::move(lane));
 }
 
-fiber BlockRunner::LaneMain(Lane* lane, fiber from) {
-  Arrive(lane, std::move(from));
-  while (!stopping_) {
+void BlockRunner::LaneMain(Lane* lane) {
+  FinishSwitch(lane);
+  while (true) {
     launch_->thread_body();
     Return(lane);
   }
-#ifdef CUDA_ON_CPU_ASAN
-  __sanitizer_start_switch_fiber(nullptr, main_stack_bottom_, main_stack_bytes_);
-#endif
-  current_thread = nullptr;
-  return std::move(main_);
 }
 
-void BlockRunner::Arrive([[maybe_unused]] Lane* self, fiber from) {
-  fiber& came_from = previous_ == nullptr ? main_ : previous_->context;
+void BlockRunner::FinishSwitch([[maybe_unused]] Lane* self) {
 #ifdef CUDA_ON_CPU_ASAN
-  void* const fake_stack = self == nullptr ? main_fake_stack_ : self->fake_stack;
   const void* bottom = nullptr;
   size_t bytes = 0;
-  __sanitizer_finish_switch_fiber(fake_stack, &bottom, &bytes);
+  __sanitizer_finish_switch_fiber(self == nullptr ? main_fake_stack_ : self->fake_stack, &bottom, &bytes);
   if (previous_ == nullptr) {
     main_stack_bottom_ = bottom;
     main_stack_bytes_ = bytes;
   }
 #endif
-  came_from = std::move(from);
 }
 
 // A null lane is the context that called Run.
 void BlockRunner::SwitchTo(Lane* self, Lane* next) {
   previous_ = self;
   current_thread = next;
-  fiber& target = next == nullptr ? main_ : next->context;
 #ifdef CUDA_ON_CPU_ASAN
   __sanitizer_start_switch_fiber(self == nullptr ? &main_fake_stack_ : &self->fake_stack,
                                  next == nullptr ? main_stack_bottom_ : next->stack_bottom,
                                  next == nullptr ? main_stack_bytes_ : next->stack_bytes);
 #endif
-  fiber from = std::move(target).resume();
-  Arrive(self, std::move(from));
+  SwitchContext(self == nullptr ? &main_ : &self->context, next == nullptr ? &main_ : &next->context);
+  FinishSwitch(self);
 }
 
 Lane* BlockRunner::NextReady() {

@@ -1,12 +1,12 @@
 // The threads of a block as fibers of one OS thread.
 #pragma once
 
-#include <boost/context/fiber.hpp>
 #include <cstdint>
 #include <functional>
 #include <memory>
 #include <vector>
 
+#include "context.h"
 #include "cuda_on_cpu/place.h"
 #include "cuda_on_cpu/warp.h"
 #include "kernel_launch.h"
@@ -50,7 +50,7 @@ struct Lane : ThreadPlace {
   uint32_t bit = 0;                // 1 << lane
   uint32_t slot = 0;               // 1 << position in the warp's order
   const WarpCall* call = nullptr;  // while it waits
-  boost::context::fiber context;
+  Context context;
   std::vector<AsyncCopy> copies;
   std::vector<size_t> copy_groups;  // copies before the end of each group
   int barrier_predicate = 0;
@@ -98,8 +98,8 @@ class BlockRunner {
   void AddLane();
   void PlaceThreads(uint64_t seed);
   void PoisonShared(size_t bytes);
-  boost::context::fiber LaneMain(Lane* lane, boost::context::fiber from);
-  void Arrive(Lane* self, boost::context::fiber from);
+  [[noreturn]] void LaneMain(Lane* lane);
+  void FinishSwitch(Lane* self);
   bool TryCall(Warp* warp, unsigned mask);
   void FinishBarrier();
   void Return(Lane* lane);
@@ -121,14 +121,13 @@ class BlockRunner {
   BarrierKind barrier_kind_ = BarrierKind::kPlain;
   Site barrier_site_ = {"", 0};
   int barrier_result_ = 0;
-  bool stopping_ = false;
   uint64_t epoch_ = 0;
   BlockPlace place_;
   const KernelLaunch* launch_ = nullptr;
   unsigned char* shared_region_ = nullptr;
   // Whoever runs now, and the context that called Run.
   Lane* previous_ = nullptr;
-  boost::context::fiber main_;
+  Context main_;
   void* main_fake_stack_ = nullptr;
   const void* main_stack_bottom_ = nullptr;
   size_t main_stack_bytes_ = 0;
