@@ -1,4 +1,4 @@
-// A runtime of one device whose memory is the host's and whose streams do what they are given at once: enough
+// A runtime of devices whose memory is the host's and whose streams do what they are given at once: enough
 // to run kernels one by one.
 #include <cuda_runtime_api.h>
 
@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "kernel_launch.h"
+#include "stream_work.h"
 
 namespace cuda_on_cpu {
 
@@ -14,11 +15,23 @@ cudaError_t EnqueueKernel(cudaStream_t, KernelLaunch launch) {
   return cudaSuccess;
 }
 
+cudaError_t EnqueueWork(cudaStream_t, std::function<void()> work) {
+  work();
+  return cudaSuccess;
+}
+
 size_t MaxSharedBytesPerBlock() {
   return 227 * 1024;
 }
 
 }  // namespace cuda_on_cpu
+
+namespace {
+
+constexpr int kDevices = 8;
+thread_local int current_device = 0;
+
+}  // namespace
 
 extern "C" {
 
@@ -64,10 +77,33 @@ cudaError_t cudaGetLastError() {
   return cudaSuccess;
 }
 cudaError_t cudaSetDevice(int device) {
-  return device == 0 ? cudaSuccess : cudaErrorInvalidDevice;
+  if (device < 0 || device >= kDevices) return cudaErrorInvalidDevice;
+  current_device = device;
+  return cudaSuccess;
+}
+cudaError_t cudaGetDevice(int* device) {
+  *device = current_device;
+  return cudaSuccess;
 }
 cudaError_t cudaGetDeviceCount(int* devices) {
-  *devices = 1;
+  *devices = kDevices;
+  return cudaSuccess;
+}
+// Streams have done what they were given, so there is nothing to wait for.
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
+  *event = nullptr;
+  return cudaSuccess;
+}
+cudaError_t cudaEventDestroy(cudaEvent_t) {
+  return cudaSuccess;
+}
+cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) {
+  return cudaSuccess;
+}
+cudaError_t cudaEventSynchronize(cudaEvent_t) {
+  return cudaSuccess;
+}
+cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned) {
   return cudaSuccess;
 }
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {

@@ -20,7 +20,7 @@ absl::Time At(double seconds) {
 }
 
 WatchedWork Work(uint64_t microbatch, double limit = 10) {
-  return {"layers 4 to 7", microbatch, absl::Seconds(limit)};
+  return {3, microbatch, absl::Seconds(limit)};
 }
 
 class WatchdogLogicTest : public ::testing::Test {
@@ -51,7 +51,7 @@ TEST_F(WatchdogLogicTest, NamesWorkThatDoesNotEnd) {
   EXPECT_EQ(Look(9.9), Step::kWatch);
   EXPECT_EQ(Look(10), Step::kAbort) << "at the limit";
   EXPECT_EQ(logic_.verdict(),
-            "stage layers 4 to 7, microbatch 41, shard 0, last collective: sum 7 of 4 x 64 floats: not done "
+            "stage 3, microbatch 41, shard 0, last collective: sum 7 of 4 x 64 floats: not done "
             "after 10s");
 }
 
@@ -61,7 +61,7 @@ TEST_F(WatchdogLogicTest, NamesAllShardsThatAreLate) {
   EXPECT_EQ(Look(10), Step::kAbort);
   EXPECT_THAT(logic_.verdict(),
               AllOf(HasSubstr("shard 0, last collective: sum 7"),
-                    HasSubstr("; stage layers 4 to 7, microbatch 41, shard 1, last collective: none: ")));
+                    HasSubstr("; stage 3, microbatch 41, shard 1, last collective: none: ")));
 }
 
 // Each piece of work has its own time, from its own beginning.
@@ -85,7 +85,7 @@ TEST_F(WatchdogLogicTest, TakesACommunicatorsErrorAtOnce) {
   seen_[1].communicator = absl::UnavailableError("remote process has left");
   EXPECT_EQ(Look(0.1), Step::kAbort);
   EXPECT_EQ(logic_.verdict(),
-            "stage layers 4 to 7, microbatch 3, shard 1, last collective: none: remote process has left");
+            "stage 3, microbatch 3, shard 1, last collective: none: remote process has left");
 }
 
 TEST_F(WatchdogLogicTest, TakesAnErrorWithoutOpenWork) {

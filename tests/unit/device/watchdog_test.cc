@@ -49,7 +49,7 @@ TEST_F(WatchdogTest, EndsNothingThatIsWell) {
   {
     CudaWatchdog watchdog(Options());
     watchdog.Watch(collectives_);
-    watchdog.Begin(0, {"layers 0 to 1", 1, absl::Hours(1)});
+    watchdog.Begin(0, {2, 1, absl::Hours(1)});
     watchdog.Report(0, absl::OkStatus());
     watchdog.End(0);
     watchdog.Unwatch(collectives_.get());
@@ -78,7 +78,7 @@ TEST_F(WatchdogTest, EndsWhereAbortsHang) {
 
 TEST_F(WatchdogTest, EndsAtADeadline) {
   CudaWatchdog watchdog(Options());
-  watchdog.Begin(1, {"layers 0 to 1", 1, absl::Milliseconds(1)});
+  watchdog.Begin(1, {2, 1, absl::Milliseconds(1)});
   ended_.WaitForNotification();
 }
 
@@ -104,11 +104,11 @@ TEST(WatchdogDeathTest, EndsTheProcessWithItsExitCode) {
   EXPECT_EXIT(
       {
         CudaWatchdog watchdog({});
-        watchdog.Begin(0, {"layers 0 to 1", 17, absl::Milliseconds(1)});
+        watchdog.Begin(0, {2, 17, absl::Milliseconds(1)});
         absl::Notification().WaitForNotification();
       },
       ::testing::ExitedWithCode(kExitDeviceLost),
-      "stage layers 0 to 1, microbatch 17, shard 0: not done after 1ms; ending the process with exit code 3");
+      "stage 2, microbatch 17, shard 0: not done after 1ms; ending the process with exit code 3");
 }
 
 }  // namespace

@@ -112,8 +112,7 @@ uint64_t CudaDevice::FreeBytes() const {
 
 void CudaDevice::Begin(const WorkName& work) {
   if (options_.watchdog == nullptr) return;
-  options_.watchdog->Begin(options_.shard,
-                           {absl::StrCat("stage ", work.stage), work.microbatch, options_.work_limit});
+  options_.watchdog->Begin(options_.shard, {work.stage, work.microbatch, options_.work_limit});
 }
 
 void CudaDevice::CopyIn(void* to, const void* from_staging, uint64_t bytes) {

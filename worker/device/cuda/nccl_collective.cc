@@ -99,6 +99,8 @@ class NcclGroup::End final : public Collective {
     const absl::Status status =
         group_.options_.kind == CudaCollectiveKind::kOrdered ? InOrder(sum) : InAny(sum);
     Count(begin);
+    CudaWatchdog* const watchdog = group_.options_.watchdog;
+    if (watchdog != nullptr && !absl::IsAborted(status)) watchdog->Report(rank_, status);
     return status;
   }
 

@@ -70,19 +70,21 @@ absl::Status NcclCommunicators::Init() {
   return status;
 }
 
+// An error of any shard counts, also while others only wait for that one.
 absl::Status NcclCommunicators::WaitForAll(absl::Time deadline) {
-  for (uint32_t shard = 0; shard < size(); ++shard) {
-    for (;;) {
+  for (;;) {
+    uint32_t waiting = size();
+    for (uint32_t shard = 0; shard < size(); ++shard) {
       ncclResult_t state = ncclSuccess;
       const ncclResult_t result = ncclCommGetAsyncError(ranks_[shard]->comm, &state);
       if (result != ncclSuccess) return Error(shard, "joining", result);
       if (Failed(state)) return Error(shard, "joining", state);
-      if (state == ncclSuccess) break;
-      if (Now() >= deadline) return Late(shard, "joining", limits_.init);
-      std::this_thread::sleep_for(kInitPoll);
+      if (state != ncclSuccess && waiting == size()) waiting = shard;
     }
+    if (waiting == size()) return absl::OkStatus();
+    if (Now() >= deadline) return Late(waiting, "joining", limits_.init);
+    std::this_thread::sleep_for(kInitPoll);
   }
-  return absl::OkStatus();
 }
 
 absl::Status NcclCommunicators::Call(uint32_t shard, absl::string_view what,

@@ -14,7 +14,7 @@ namespace millrace {
 
 // One piece of work of a shard, from its first enqueued op until it is known to be done.
 struct WatchedWork {
-  std::string stage;  // for people: "layers 0 to 15"
+  uint32_t stage = 0;
   uint64_t microbatch = 0;
   absl::Duration limit = absl::Seconds(30);  // that it may take
 };
