@@ -65,6 +65,9 @@ class StageCompute {
   virtual absl::StatusOr<std::vector<SequenceResult>> Sample(const StageBatch& batch,
                                                              const PooledBuffer& residual) = 0;
 
+  // The calling thread's CPU time says nothing: it waits for a device. Thread: any.
+  virtual bool waits_for_device() const { return false; }
+
   // Bytes of all weights, of all shards: what was packed, and what stays in the file and is read, once.
   // Thread: any.
   virtual uint64_t weight_bytes() const = 0;

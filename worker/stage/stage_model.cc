@@ -132,6 +132,10 @@ absl::StatusOr<absl::Span<const float>> StageModel::Logits(uint32_t row, const P
   return impl_->output_head->Logits({row}, absl::MakeConstSpan(residual.floats(), residual.num_floats()));
 }
 
+bool StageModel::waits_for_device() const {
+  return !impl_->shards->on_host();
+}
+
 uint64_t StageModel::weight_bytes() const {
   uint64_t bytes = 0;
   for (const ShardUse& use : impl_->shards->uses()) bytes += use.weight_bytes;

@@ -46,6 +46,7 @@ class StageModel final : public StageCompute {
   // Logits or Sample. REQUIRES: layout.last, `residual` has that row.
   absl::StatusOr<absl::Span<const float>> Logits(uint32_t row, const PooledBuffer& residual);
 
+  bool waits_for_device() const override;
   uint64_t weight_bytes() const override;
   // Activations of all shards, their partial sums, one residual stream, RoPE table, logits, sampler, copies
   // of the norms.

@@ -67,7 +67,9 @@ absl::Status StageRunner::RunOne(JoinedMicrobatch joined) {
     output.activations = std::move(activations);
   }
   stamp.ended_ns = SteadyNanos();
-  stamp.cpu_ns = ThreadCpuNanos() - cpu_before;
+  // While a device works for it, a stage is busy.
+  stamp.cpu_ns =
+      stage_->waits_for_device() ? stamp.ended_ns - stamp.started_ns : ThreadCpuNanos() - cpu_before;
   output.epoch = joined.batch.epoch;
   output.microbatch = joined.batch.id;
   output.rows = joined.batch.rows();

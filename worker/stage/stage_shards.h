@@ -73,6 +73,7 @@ class StageShards {
   absl::StatusOr<const kernels::SampleResult*> Sample(absl::Span<const uint32_t> rows,
                                                       absl::Span<const kernels::SampleRow> asked);
 
+  bool on_host() const { return devices_.device(0).on_host(); }
   uint64_t max_rows() const { return shards_.front()->activations.max_rows(); }
   // Microbatches of decodes that ran as they were recorded. Thread: any.
   uint64_t replays() const { return replays_.load(std::memory_order_relaxed); }
@@ -114,7 +115,6 @@ class StageShards {
 
   StageShards(const HyperParameters& hyper_parameters, DeviceGroup& devices,
               const StageModelOptions& options);
-  bool on_host() const { return devices_.device(0).on_host(); }
   void ViewWeights(const GgufFile& file, const ShardLayout& cut);
   absl::Status AllocateShared(const ShardLayout& cut);
   absl::Status LoadShards(WeightLoader& loader);

@@ -13,6 +13,7 @@
 #include "model/gguf_file.h"
 #include "model/hyper_parameters.h"
 #include "tests/testing/tiny_llama.h"
+#include "tests/unit/stage/far_devices.h"
 #include "worker/device/cpu/host_devices.h"
 #include "worker/stage/stage_model.h"
 
@@ -31,7 +32,7 @@ constexpr uint32_t kHidden = 64;
 class StageRunnerTest : public ::testing::Test {
  protected:
   // The model's three layers as one stage, or one of them.
-  void Make(bool first, bool last) {
+  void Make(bool first, bool last, bool far = false) {
     TinyLlamaOptions tiny;
     tiny.layers = 3;
     bytes_ = BuildTinyLlama(tiny);
@@ -40,10 +41,12 @@ class StageRunnerTest : public ::testing::Test {
     std::vector<std::unique_ptr<kernels::Backend>> backends;
     backends.push_back(*kernels::MakeCpuBackend({.isa = "portable"}));
     const StageLayout layout{first ? 0u : last ? 2u : 1u, first && last ? 3u : 1u, first, last};
-    devices_ = std::make_unique<HostDevices>(std::move(backends));
-    model_ = *StageModel::Create(*file_, shape, *devices_, {layout, kRows, 64});
-    cache_ =
-        *KvCache::Create({layout.num_layers, kBlocks, kBlockTokens, shape.num_kv_heads, shape.head_size});
+    host_devices_ = std::make_unique<HostDevices>(std::move(backends));
+    if (far) far_devices_ = testing::MakeFarDevices(host_devices_->host_ops(), &far_memory_);
+    DeviceGroup& devices = far ? *far_devices_ : *host_devices_;
+    model_ = *StageModel::Create(*file_, shape, devices, {layout, kRows, 64});
+    cache_ = *KvCache::Create({layout.num_layers, kBlocks, kBlockTokens, shape.num_kv_heads, shape.head_size},
+                              devices);
     StageRunnerOptions options;
     options.epoch = Epoch(kEpoch);
     options.first = first;
@@ -110,7 +113,9 @@ class StageRunnerTest : public ::testing::Test {
 
   std::vector<uint8_t> bytes_;
   std::unique_ptr<GgufFile> file_;
-  std::unique_ptr<DeviceGroup> devices_;
+  testing::FarMemory far_memory_;
+  std::unique_ptr<DeviceGroup> host_devices_;
+  std::unique_ptr<DeviceGroup> far_devices_;
   std::unique_ptr<StageModel> model_;
   std::unique_ptr<KvCache> cache_;
   BufferPool pool_{4};
@@ -144,6 +149,14 @@ TEST_F(StageRunnerTest, SamplesOnTheLastStage) {
   EXPECT_GT(output.stamps[0].started_ns, 0);
   EXPECT_GE(output.stamps[0].ended_ns, output.stamps[0].started_ns);
   EXPECT_LE(output.stamps[0].ended_ns, outputs_[1].stamps[0].started_ns);
+}
+
+TEST_F(StageRunnerTest, IsBusyWhileADeviceWorksForIt) {
+  Make(true, true, true);
+  Feed(Batch(1, 0, {5, 6, 7}));
+  ASSERT_TRUE(RunAll().ok());
+  const StageStamp& stamp = outputs_.at(0).stamps.at(0);
+  EXPECT_EQ(stamp.cpu_ns, stamp.ended_ns - stamp.started_ns);
 }
 
 TEST_F(StageRunnerTest, GivesActivationsOnOtherStages) {
