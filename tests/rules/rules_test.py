@@ -106,6 +106,7 @@ def test_size_bars_flags_parameters_and_files():
     six = "void F(int a, std::map<int, int> b, int c, int d, int e, int f) {\n}\n"
     assert len(size_bars.check_text("common/x.cc", six)) == 1
     assert size_bars.check_text("common/x.cc", six.replace(", int f", "")) == []
+    assert size_bars.check_text("tests/x.cc", six.replace("F(", "ncclSend(")) == []
     assert size_bars.check_text("common/x.cc", "\n" * 500) == []
     assert len(size_bars.check_text("common/x.cc", "\n" * 501)) == 1
 
