@@ -28,7 +28,7 @@ enum class NcclFault {
 // For ranks of that number in all communicators, present and future, until ClearNcclFaults. `after`: pieces
 // of work on the stream (fused groups count once) that the rank does before the fault shows.
 void SetNcclFault(NcclFault fault, int rank, uint64_t after = 0);
-// Lets what hangs go on, but for ncclCommAbort.
+// Lets what hangs go on.
 void ClearNcclFaults();
 
 // For whole processes: the environment variable MILLRACE_NCCL_ON_CPU is such a list, for instance
