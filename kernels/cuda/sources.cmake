@@ -4,4 +4,5 @@ set(MILLRACE_CUDA_KERNEL_SOURCES
   cuda_backend.cc
   cuda_queue.cc
   elementwise.cu
+  matmul_float.cu
   sample.cu)
