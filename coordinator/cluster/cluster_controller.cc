@@ -23,6 +23,7 @@ namespace {
 constexpr size_t kMaxShards = 64;  // that a worker may tell of
 constexpr size_t kEventCapacity = 4096;
 constexpr size_t kMaxActivationTypes = 8;
+constexpr size_t kMaxKvTypes = 8;
 
 WorkerHello ToHello(const v1::Hello& wire) {
   WorkerHello hello;
@@ -46,6 +47,11 @@ WorkerHello ToHello(const v1::Hello& wire) {
     if (known.has_value() && hello.activation_types.size() < kMaxActivationTypes) {
       hello.activation_types.push_back(*known);
     }
+  }
+  hello.kv_types.clear();
+  for (const int type : wire.kv_types()) {
+    const std::optional<KvType> known = FromWire(static_cast<v1::KvType>(type));
+    if (known.has_value() && hello.kv_types.size() < kMaxKvTypes) hello.kv_types.push_back(*known);
   }
   hello.machine = wire.machine();
   hello.cores = wire.cores();

@@ -51,10 +51,21 @@ absl::Status ClusterState::CheckHello(const WorkerHello& hello) const {
   return absl::OkStatus();
 }
 
+absl::Status ClusterState::CheckKvType(const WorkerHello& hello) const {
+  const std::vector<KvType>& types = hello.kv_types;
+  if (std::find(types.begin(), types.end(), options_.numeric.kv) != types.end()) return absl::OkStatus();
+  return absl::FailedPreconditionError(absl::StrCat(
+      "the worker (", hello.numeric_class, ") cannot keep keys and values as ",
+      KvTypeName(options_.numeric.kv), ", only as ",
+      absl::StrJoin(types, ", ",
+                    [](std::string* out, KvType type) { absl::StrAppend(out, KvTypeName(type)); }),
+      "; the coordinator's --kv-type chooses for all"));
+}
+
 absl::Status ClusterState::CheckNumeric(const WorkerHello& hello) const {
   const std::vector<ActivationType>& types = hello.activation_types;
   if (std::find(types.begin(), types.end(), options_.numeric.activations) != types.end()) {
-    return absl::OkStatus();
+    return CheckKvType(hello);
   }
   const absl::string_view chosen = ActivationTypeName(options_.numeric.activations);
   return absl::FailedPreconditionError(absl::StrCat(

@@ -56,7 +56,8 @@ struct WorkerHello {
   uint32_t threads = 1;            // 0: as many as its share of the cores
   std::string unix_address = {};   // where processes of the same host reach it, too; empty: nowhere
   std::string host_identity = {};  // equal: the same host; empty: not known
-  std::vector<ActivationType> activation_types = {ActivationType::kF32};  // it can compute with
+  std::vector<ActivationType> activation_types = {ActivationType::kF32};     // it can compute with
+  std::vector<KvType> kv_types = {KvType::kF32, KvType::kF16, KvType::kI8};  // it can keep
   std::string machine = {};  // equal: one machine; empty: not known
   std::string cores = {};    // that it may use there
   std::string kernels = {};  // for people
@@ -176,6 +177,7 @@ class ClusterState {
 
   absl::Status CheckHello(const WorkerHello& hello) const;
   absl::Status CheckNumeric(const WorkerHello& hello) const;
+  absl::Status CheckKvType(const WorkerHello& hello) const;
   std::optional<uint32_t> FreeStage() const;
   void FillStages(absl::Time now);
   bool AllMeasured();

@@ -29,6 +29,7 @@ struct Ranks {
   int rank = 0;
   int size = 1;
   bool one_host = true;
+  int worker_on_host = 0;  // number of this rank among the workers of its host
 };
 
 Ranks JoinMpi(int* argc, char*** argv) {
@@ -39,11 +40,16 @@ Ranks JoinMpi(int* argc, char*** argv) {
   MPI_Comm_rank(MPI_COMM_WORLD, &ranks.rank);
   MPI_Comm_size(MPI_COMM_WORLD, &ranks.size);
   MPI_Comm host;
-  int on_host = 0;
+  int on_host = 0, rank_on_host = 0;
   MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &host);
   MPI_Comm_size(host, &on_host);
+  MPI_Comm_rank(host, &rank_on_host);
+  // The first rank of a host tells whether it is the coordinator, which takes no devices.
+  int first = ranks.rank;
+  MPI_Bcast(&first, 1, MPI_INT, 0, host);
   MPI_Comm_free(&host);
   ranks.one_host = on_host == ranks.size;
+  ranks.worker_on_host = std::max(0, rank_on_host - (first == 0 ? 1 : 0));
   return ranks;
 }
 
@@ -88,6 +94,7 @@ absl::Status RunWorkerRank(WorkerOptions options, const Ranks& ranks, uint32_t s
   options.join_secret = invitation.secret;
   const uint32_t stage = static_cast<uint32_t>(ranks.rank - 1);
   if (stage < stages) options.stage = stage;
+  options.backends.local_rank = ranks.worker_on_host;
   return RunWorker(options);
 }
 

@@ -129,9 +129,10 @@ v1::WorkerMessage MakeHello(const std::string& fingerprint) {
   message.mutable_hello()->set_secret(kClusterSecret);
   message.mutable_hello()->set_model_fingerprint(fingerprint);
   message.mutable_hello()->set_ring_address("127.0.0.1:1");
-  for (const ActivationType type : SupportedActivations()) {
+  for (const ActivationType type : SupportedActivations({})) {
     message.mutable_hello()->add_activation_types(ToWire(type));
   }
+  for (const KvType type : SupportedKvTypes({})) message.mutable_hello()->add_kv_types(ToWire(type));
   return message;
 }
 

@@ -14,6 +14,7 @@
 #include "coordinator/pipeline/engine.h"
 #include "grpcpp/grpcpp.h"
 #include "tests/integration/in_memory_ring.h"
+#include "worker/control/backend_choice.h"
 #include "worker/control/coordinator_session.h"
 #include "worker/control/stage_host.h"
 

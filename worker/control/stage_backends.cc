@@ -8,12 +8,34 @@
 #include "common/process.h"
 #include "common/status_macros.h"
 #include "common/transport/numeric_messages.h"
+#include "worker/control/backend_choice.h"
 #include "worker/device/cpu/host_devices.h"
 
 namespace millrace {
 
-std::vector<ActivationType> SupportedActivations() {
-  return {ActivationType::kInt8, ActivationType::kF32};
+namespace {
+
+absl::StatusOr<std::unique_ptr<DeviceGroup>> OpenCudaDevices(const StageBackendOptions& options) {
+  // Of the rows of one microbatch, which is little work beside the layers'.
+  constexpr size_t kEmbedThreads = 2;
+  kernels::CpuBackendOptions cpu;
+  cpu.isa = options.isa;
+  cpu.threads = std::min(kEmbedThreads, CpuTimeLimit());
+  ASSIGN_OR_RETURN(std::unique_ptr<kernels::Backend> host_ops, kernels::MakeCpuBackend(cpu));
+  CudaDevicesOptions cuda;
+  cuda.devices = CudaDevicesOf(options);
+  cuda.collective =
+      options.collective == "allreduce" ? CudaCollectiveKind::kAllReduce : CudaCollectiveKind::kOrdered;
+  cuda.watchdog = options.watchdog;
+  cuda.host_ops = std::move(host_ops);
+  return options.cuda->Open(cuda);
+}
+
+}  // namespace
+
+std::vector<int> CudaDevicesOf(const StageBackendOptions& options) {
+  if (!options.cuda_devices.empty()) return {options.cuda_devices.begin(), options.cuda_devices.end()};
+  return DevicesOfWorker(static_cast<int>(options.local_rank), static_cast<int>(options.shards));
 }
 
 template <class From>
@@ -43,11 +65,6 @@ absl::Span<const int> PartOfCores(absl::Span<const int> cores, size_t index, siz
 
 absl::StatusOr<std::vector<std::unique_ptr<kernels::Backend>>> MakeStageBackends(
     const StageBackendOptions& options, const StageBackendChoice& choice, absl::Span<const int> cores) {
-  const std::vector<ActivationType> supported = SupportedActivations();
-  if (std::find(supported.begin(), supported.end(), choice.numeric.activations) == supported.end()) {
-    return absl::FailedPreconditionError(absl::StrCat(
-        "this worker cannot compute with ", ActivationTypeName(choice.numeric.activations), " activations"));
-  }
   const absl::Span<const int> own = PartOfCores(cores, choice.sharer, choice.sharers);
   // A container may have less time than cores.
   const size_t most = std::max<size_t>(1, CpuTimeLimit() / static_cast<size_t>(options.shards));
@@ -69,6 +86,16 @@ absl::StatusOr<std::vector<std::unique_ptr<kernels::Backend>>> MakeStageBackends
 absl::StatusOr<std::unique_ptr<DeviceGroup>> MakeStageDevices(const StageBackendOptions& options,
                                                               const StageBackendChoice& choice,
                                                               absl::Span<const int> cores) {
+  const std::vector<ActivationType> activations = SupportedActivations(options);
+  const std::vector<KvType> kv = SupportedKvTypes(options);
+  if (std::find(activations.begin(), activations.end(), choice.numeric.activations) == activations.end() ||
+      std::find(kv.begin(), kv.end(), choice.numeric.kv) == kv.end()) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("this worker's backend, ", BackendFamily(options), ", cannot compute with ",
+                     ActivationTypeName(choice.numeric.activations), " activations and ",
+                     KvTypeName(choice.numeric.kv), " keys and values"));
+  }
+  if (options.cuda != nullptr) return OpenCudaDevices(options);
   ASSIGN_OR_RETURN(std::vector<std::unique_ptr<kernels::Backend>> backends,
                    MakeStageBackends(options, choice, cores));
   return std::make_unique<HostDevices>(std::move(backends));

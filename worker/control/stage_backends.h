@@ -10,23 +10,33 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "absl/time/time.h"
 #include "absl/types/span.h"
 #include "common/numeric_choice.h"
 #include "kernels/backend.h"
 #include "millrace/v1/cluster.pb.h"
+#include "worker/device/cuda_library.h"
 #include "worker/device/device.h"
 
 namespace millrace {
-
-inline constexpr char kBackendFamily[] = "cpu";
 
 // What the worker's user said.
 struct StageBackendOptions {
   std::string isa = "auto";
   int64_t threads = 0;  // of each shard; 0: as many as the worker's share of the cores allows
   bool pin_threads = false;
-  int64_t shards = 1;  // tensor-parallel
+  int64_t shards = 1;                  // tensor-parallel
+  std::string backend = "auto";        // or "cpu", "cuda"
+  std::vector<int64_t> cuda_devices;   // one for each shard; empty: by local_rank
+  int64_t local_rank = 0;              // number of this worker among those of its machine
+  std::string collective = "ordered";  // or "allreduce"
+  absl::Duration watchdog = absl::Seconds(30);
+  // Not null: shards are CUDA devices. ChooseBackend's answer.
+  std::shared_ptr<const CudaLibrary> cuda;
 };
+
+// The CUDA devices of the shards: those of the user, or by DevicesOfWorker.
+std::vector<int> CudaDevicesOf(const StageBackendOptions& options);
 
 // What the coordinator said.
 struct StageBackendChoice {
@@ -40,9 +50,6 @@ struct StageBackendChoice {
   }
 };
 
-// The activation types that MakeStageBackends knows.
-std::vector<ActivationType> SupportedActivations();
-
 // INVALID_ARGUMENT: types that this version does not know, a share of the cores that cannot be. `From` is
 // v1::Measure or v1::Assign.
 template <class From>
@@ -52,13 +59,14 @@ absl::StatusOr<StageBackendChoice> ToBackendChoice(const From& from);
 // several have where there are fewer cores than parts. REQUIRES: index < count, cores is not empty.
 absl::Span<const int> PartOfCores(absl::Span<const int> cores, size_t index, size_t count);
 
-// One backend for each shard. `cores` are those this process may use; the threads of a shard get their part
-// of the worker's part of them, and are confined to it only with pin_threads. FAILED_PRECONDITION: an
-// activation type that this worker does not have. Otherwise errors as kernels::MakeCpuBackend.
+// One CPU backend for each shard. `cores` are those this process may use; the threads of a shard get their
+// part of the worker's part of them, and are confined to it only with pin_threads. Errors as
+// kernels::MakeCpuBackend.
 absl::StatusOr<std::vector<std::unique_ptr<kernels::Backend>>> MakeStageBackends(
     const StageBackendOptions& options, const StageBackendChoice& choice, absl::Span<const int> cores);
 
-// The same as devices.
+// What the worker's shards run on. FAILED_PRECONDITION: an activation or KV type that these do not have.
+// Errors of MakeStageBackends or CudaLibrary::Open.
 absl::StatusOr<std::unique_ptr<DeviceGroup>> MakeStageDevices(const StageBackendOptions& options,
                                                               const StageBackendChoice& choice,
                                                               absl::Span<const int> cores);

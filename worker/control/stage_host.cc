@@ -14,6 +14,7 @@
 #include "common/process.h"
 #include "common/status_macros.h"
 #include "common/transport/local_socket.h"
+#include "worker/control/backend_choice.h"
 #include "worker/control/stage_messages.h"
 #include "worker/kv/kv_room.h"
 #include "worker/stage/shard_layout.h"
@@ -78,7 +79,7 @@ absl::Status StageHost::ChooseBackends(const StageBackendChoice& choice) {
   const kernels::Backend& backend = devices_->device(0).ops();
   LogInfo("kernels: ", backend.name(), ", ", backend.threads(),
           backend.threads() == 1 ? " thread" : " threads", options_.backends.pin_threads ? " (pinned)" : "",
-          ", ", NumericClass(kBackendFamily, choice.numeric));
+          ", ", NumericClass(BackendFamily(options_.backends), choice.numeric));
   return absl::OkStatus();
 }
 

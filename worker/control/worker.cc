@@ -6,12 +6,14 @@
 #include <atomic>
 #include <chrono>
 #include <cstdio>
+#include <cstdlib>
 #include <memory>
 #include <thread>
 #include <utility>
 #include <variant>
 #include <vector>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "common/bounded_queue.h"
@@ -24,6 +26,7 @@
 #include "common/transport/profile_messages.h"
 #include "common/transport/secret.h"
 #include "grpcpp/grpcpp.h"
+#include "worker/control/backend_choice.h"
 #include "worker/control/coordinator_session.h"
 #include "worker/control/stage_host.h"
 #include "worker/stage/shard_layout.h"
@@ -44,12 +47,21 @@ constexpr int kQuickBeats = 8;
 constexpr absl::Duration kQuickBeat = absl::Milliseconds(20);
 constexpr absl::Duration kProgressInterval = absl::Seconds(1);
 constexpr int64_t kMaxThreads = 1024;
+constexpr int64_t kMaxCudaDevice = 1023;
+constexpr double kMaxWatchdogSeconds = 86400;
 
 absl::StatusOr<std::string> KernelsName(const std::string& isa) {
   kernels::CpuBackendOptions options;
   options.isa = isa;
   ASSIGN_OR_RETURN(const std::unique_ptr<kernels::Backend> backend, kernels::MakeCpuBackend(options));
   return backend->name();
+}
+
+// Set by Open MPI for each process that it starts.
+int64_t LocalRankOfMpi() {
+  const char* text = std::getenv("OMPI_COMM_WORLD_LOCAL_RANK");
+  int64_t rank = 0;
+  return text != nullptr && absl::SimpleAtoi(text, &rank) && rank >= 0 && rank <= kMaxCudaDevice ? rank : 0;
 }
 
 // Thread: control (the main thread) unless said otherwise.
@@ -77,7 +89,7 @@ class Worker {
   void StartHeartbeats(absl::Duration interval);
   void Beat(absl::Duration interval);  // Thread: heartbeat
 
-  const WorkerOptions options_;
+  WorkerOptions options_;  // settled by Prepare
   std::string secret_;
   std::string ring_address_;
   std::string unix_address_;  // empty: hops by TCP only
@@ -116,6 +128,8 @@ absl::Status Worker::Prepare() {
     ASSIGN_OR_RETURN(secret_, ReadSecretFile(options_.join_secret_file));
   }
   ASSIGN_OR_RETURN(kernels_, KernelsName(options_.backends.isa));
+  RETURN_IF_ERROR(ChooseBackend(CudaLibraryPath(), &options_.backends));
+  if (options_.backends.cuda != nullptr) kernels_ = CudaKernelsName(options_.backends);
   LogInfo("kernels: ", kernels_, ", threads: ",
           options_.backends.threads == 0 ? "this worker's share of the cores"
                                          : absl::StrCat(options_.backends.threads));
@@ -195,10 +209,15 @@ void Worker::SendHello() {
   hello->set_ring_address(ring_address_);
   hello->set_model_fingerprint(host_->fingerprint());
   if (options_.stage.has_value()) hello->set_stage(*options_.stage);
-  hello->set_numeric_class(kBackendFamily);
-  for (const ActivationType type : SupportedActivations()) hello->add_activation_types(ToWire(type));
-  hello->set_memory_bytes(AvailableMemoryBytes());
-  hello->set_kv_memory_bytes(options_.kv_memory_bytes != 0 ? options_.kv_memory_bytes : kHostKvMemoryBytes);
+  hello->set_numeric_class(BackendFamily(options_.backends));
+  for (const ActivationType type : SupportedActivations(options_.backends)) {
+    hello->add_activation_types(ToWire(type));
+  }
+  for (const KvType type : SupportedKvTypes(options_.backends)) hello->add_kv_types(ToWire(type));
+  hello->set_memory_bytes(BackendMemoryBytes(options_.backends));
+  const uint64_t kv_default =
+      options_.backends.cuda != nullptr ? BackendMemoryBytes(options_.backends) : kHostKvMemoryBytes;
+  hello->set_kv_memory_bytes(options_.kv_memory_bytes != 0 ? options_.kv_memory_bytes : kv_default);
   hello->set_threads(static_cast<uint32_t>(options_.backends.threads));
   hello->set_kernels(kernels_);
   hello->set_machine(MachineIdentity());
@@ -395,10 +414,21 @@ absl::Status Worker::Run() {
 }  // namespace
 
 void WorkerFlags::DeclareLocal(OptionSet& set) {
+  set.AddString("backend", &options.backends.backend, "auto|cpu|cuda",
+                "what computes; auto: CUDA devices where they serve, otherwise the CPU; says what it found");
+  set.AddIntList("devices", &options.backends.cuda_devices, 0, kMaxCudaDevice,
+                 "the CUDA device of each shard, as the runtime counts; default: worker r of a machine takes "
+                 "the next --tensor-parallel devices after those of r others");
+  set.AddString(
+      "collective", &options.backends.collective, "ordered|allreduce",
+      "how CUDA shards add their sums: ordered: the same bits for any number of shards; allreduce: by "
+      "ncclAllReduce");
+  set.AddDuration("watchdog", &options.backends.watchdog,
+                  "how long a microbatch may take on a CUDA device before the worker ends with exit code 3");
   set.AddString("isa", &options.backends.isa, "NAME",
-                "instruction set of the kernels: auto, portable, avx2, avx512, avx512vnni");
+                "instruction set of the CPU kernels: auto, portable, avx2, avx512, avx512vnni");
   set.AddInt("tensor-parallel", &options.backends.shards, 1, kMaxSegments,
-             "cut this worker's stage into so many shards, each with threads of its own");
+             "cut this worker's stage into so many shards, each with threads or a CUDA device of its own");
   set.AddInt("threads", &options.backends.threads, 0, kMaxThreads,
              "threads that share each op; 0: the cores this worker may use, divided by the workers of this "
              "machine that may use them too");
@@ -439,6 +469,11 @@ absl::Status WorkerFlags::CheckLocal() const {
     return absl::InvalidArgumentError(
         absl::StrCat("--unix-sockets: '", options.unix_sockets, "' is not auto or off"));
   }
+  RETURN_IF_ERROR(CheckBackendFlags(options.backends));
+  if (options.backends.watchdog <= absl::ZeroDuration() ||
+      options.backends.watchdog > absl::Seconds(kMaxWatchdogSeconds)) {
+    return absl::InvalidArgumentError("--watchdog: a time above 0 and of a day at most is needed");
+  }
   const absl::Status isa = KernelsName(options.backends.isa).status();
   if (isa.ok()) return absl::OkStatus();
   return absl::InvalidArgumentError(absl::StrCat("--isa: ", isa.message()));
@@ -456,6 +491,7 @@ absl::StatusOr<WorkerOptions> WorkerFlags::Finish() const {
       return absl::InvalidArgumentError(absl::StrCat("--listen: ", listen.status().message()));
   }
   RETURN_IF_ERROR(CheckLocal());
+  result.backends.local_rank = LocalRankOfMpi();
   if (stage >= 0) result.stage = static_cast<uint32_t>(stage);
   return result;
 }

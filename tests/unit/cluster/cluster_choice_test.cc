@@ -55,6 +55,24 @@ TEST(ClusterChoiceTest, RefusesWhoHasNotTheActivationTypeAndNamesItInTheState) {
   EXPECT_EQ(Take<AssignStage>(state).size(), 1u);
 }
 
+TEST(ClusterChoiceTest, RefusesWhoHasNotTheKvType) {
+  ClusterOptions options = Options(1);
+  options.numeric = {ActivationType::kInt8, KvType::kF32};
+  ClusterState state(options);
+  WorkerHello hello = Hello();
+  hello.numeric_class = "cuda/sm_90";
+  hello.kv_types = {KvType::kF16, KvType::kI8};
+  state.OnHello(WorkerId(1), hello, absl::UnixEpoch());
+  const auto refused = Take<RefuseWorker>(state);
+  ASSERT_EQ(refused.size(), 1u);
+  EXPECT_EQ(refused[0].why, absl::FailedPreconditionError(
+                                "the worker (cuda/sm_90) cannot keep keys and values as f32, only as "
+                                "f16, int8; the coordinator's --kv-type chooses for all"));
+  EXPECT_THAT(state.Detail(), HasSubstr("refused here: the worker (cuda/sm_90) cannot keep"));
+  state.OnHello(WorkerId(2), Hello(), absl::UnixEpoch());
+  EXPECT_EQ(Take<AssignStage>(state).size(), 1u);
+}
+
 TEST(ClusterChoiceTest, ShowsTheNumericClassOfStagesAndWorkers) {
   ClusterOptions options = Options(1);
   options.numeric = {ActivationType::kInt8, KvType::kF16};

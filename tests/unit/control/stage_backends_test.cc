@@ -4,6 +4,7 @@
 
 #include "common/process.h"
 #include "common/transport/numeric_messages.h"
+#include "worker/control/backend_choice.h"
 
 namespace millrace {
 namespace {
@@ -65,11 +66,11 @@ TEST(StageBackendsTest, PinsOnlyToCoresThatItMayUse) {
 }
 
 TEST(StageBackendsTest, HasABackendForEachActivationTypeItNames) {
-  for (const ActivationType type : SupportedActivations()) {
+  for (const ActivationType type : SupportedActivations({})) {
     const auto backends = MakeStageBackends({}, {{type, KvType::kF32}}, {0});
     ASSERT_TRUE(backends.ok()) << backends.status();
     EXPECT_EQ((*backends)[0]->numeric_class(),
-              std::string(kBackendFamily) + "/" + std::string(ActivationTypeName(type)));
+              BackendFamily({}) + "/" + std::string(ActivationTypeName(type)));
   }
 }
 

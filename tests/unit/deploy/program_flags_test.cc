@@ -163,11 +163,39 @@ TEST(CoordinatorFlagsTest, HasNoSecretFileUnderMpi) {
 }
 
 TEST(WorkerFlagsTest, TakesEveryFlag) {
-  const auto options =
-      ParseWorker({"--coordinator",  "c:1",  "--listen",    "0.0.0.0:0", "--advertise",        "me",
-                   "--model",        "m",    "--stage",     "2",         "--join-secret-file", "s",
-                   "--isa",          "avx2", "--kv-memory", "3GiB",      "--join-timeout",     "5",
-                   "--unix-sockets", "off",  "--threads",   "3",         "--pin-threads"});
+  const auto options = ParseWorker({"--coordinator",
+                                    "c:1",
+                                    "--listen",
+                                    "0.0.0.0:0",
+                                    "--advertise",
+                                    "me",
+                                    "--model",
+                                    "m",
+                                    "--stage",
+                                    "2",
+                                    "--join-secret-file",
+                                    "s",
+                                    "--isa",
+                                    "avx2",
+                                    "--kv-memory",
+                                    "3GiB",
+                                    "--join-timeout",
+                                    "5",
+                                    "--unix-sockets",
+                                    "off",
+                                    "--threads",
+                                    "3",
+                                    "--pin-threads",
+                                    "--backend",
+                                    "cuda",
+                                    "--devices",
+                                    "4,5",
+                                    "--tensor-parallel",
+                                    "2",
+                                    "--collective",
+                                    "allreduce",
+                                    "--watchdog",
+                                    "5s"});
   ASSERT_TRUE(options.ok()) << options.status();
   EXPECT_EQ(options->coordinator, "c:1");
   EXPECT_EQ(options->listen, "0.0.0.0:0");
@@ -177,6 +205,11 @@ TEST(WorkerFlagsTest, TakesEveryFlag) {
   EXPECT_EQ(options->join_secret_file, "s");
   EXPECT_EQ(options->backends.isa, "avx2");
   EXPECT_EQ(options->backends.threads, 3);
+  EXPECT_EQ(options->backends.backend, "cuda");
+  EXPECT_EQ(options->backends.cuda_devices, (std::vector<int64_t>{4, 5}));
+  EXPECT_EQ(options->backends.shards, 2);
+  EXPECT_EQ(options->backends.collective, "allreduce");
+  EXPECT_EQ(options->backends.watchdog, absl::Seconds(5));
   EXPECT_TRUE(options->backends.pin_threads);
   EXPECT_EQ(options->kv_memory_bytes, uint64_t{3} << 30);
   EXPECT_EQ(options->join_timeout, absl::Seconds(5));
@@ -196,6 +229,10 @@ TEST(WorkerFlagsTest, RefusesWrongAddresses) {
       {{"--coordinator", "c:1", "--stage", "-2"}, "--stage: '-2'"},
       {{"--coordinator", "c:1", "--threads", "-1"}, "--threads: '-1'"},
       {{"--coordinator", "c:1", "--unix-sockets", "on"}, "--unix-sockets: 'on' is not auto or off"},
+      {{"--coordinator", "c:1", "--backend", "gpu"}, "--backend: 'gpu' is not auto, cpu or cuda"},
+      {{"--coordinator", "c:1", "--devices", "-1"}, "--devices: '-1'"},
+      {{"--coordinator", "c:1", "--devices", "0,1"}, "--devices: 2 devices for 1 shards"},
+      {{"--coordinator", "c:1", "--watchdog", "0"}, "--watchdog: a time above 0"},
   };
   for (const auto& [args, why] : cases) {
     const absl::Status status = ParseWorker(args).status();

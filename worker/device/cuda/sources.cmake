@@ -10,6 +10,8 @@ set(MILLRACE_CUDA_DEVICE_SOURCES
   watchdog.cc
   watchdog_logic.cc)
 
-# Of libmillrace_cuda.so only: they call libraries that it loads itself.
+# Of libmillrace_cuda.so: its exports, and what calls libraries that it loads itself.
+set(MILLRACE_CUDA_ENTRY_SOURCES
+  cuda_library_main.cc)
 set(MILLRACE_CUDA_FORWARDING_SOURCES
   nccl_functions.cc)
