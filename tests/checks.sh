@@ -25,10 +25,10 @@ sources() { git ls-files -z --cached --others --exclude-standard -- "$@"; }
 
 check_format() {
   local code=0 script
-  sources '*.cc' '*.h' | xargs -0 -r clang-format-14 --dry-run -Werror >"$root/build/format.log" 2>&1 || code=1
+  sources '*.cc' '*.h' '*.cu' '*.cuh' | xargs -0 -r clang-format-14 --dry-run -Werror >"$root/build/format.log" 2>&1 || code=1
   if [ "$code" != 0 ]; then
-    grep -oE '^[^: ]+\.(cc|h):[0-9]+' "$root/build/format.log" | cut -d: -f1 | sort | uniq -c | sort -rn >&2
-    say "  to mend: git ls-files '*.cc' '*.h' | xargs clang-format-14 -i"
+    grep -oE '^[^: ]+\.(cc|cuh?|h):[0-9]+' "$root/build/format.log" | cut -d: -f1 | sort | uniq -c | sort -rn >&2
+    say "  to mend: git ls-files '*.cc' '*.h' '*.cu' '*.cuh' | xargs clang-format-14 -i"
   fi
   while IFS= read -r -d '' script; do
     bash -n "$script" || code=1

@@ -46,6 +46,10 @@ THIRD_PARTY = {
     "gmock/": [],
     "benchmark/": ["bench"],
 }
+# NVIDIA's headers, and the folders that may see its types; tests may, too.
+CUDA_INCLUDES = re.compile(r"^(cuda\w*|cublas\w*|nccl\w*|nvml|nvrtc|mma|vector_types|driver_types)\.(h|hpp)$|^(cub|thrust|cooperative_groups)(/|\.h$)")
+CUDA_FOLDERS = ("kernels/cuda", "worker/device/cuda", "bench/cuda", "tests")
+
 # What a pure state machine must not see, by include and by name.
 PURE = ("coordinator/scheduler", "coordinator/planner")
 PURE_INCLUDES = re.compile(r"^(thread|mutex|shared_mutex|condition_variable|future|atomic|semaphore|fstream|iostream|"
@@ -96,6 +100,10 @@ def check_include(path, target):
         return f"kernels use absl status, types and strings only, not {target}"
     if path.startswith(PURE) and PURE_INCLUDES.match(target):
         return f"the scheduler is a state machine without threads, clocks or files, and includes {target}"
+    if CUDA_INCLUDES.match(target) and not any(within(path, f) for f in CUDA_FOLDERS):
+        return f"CUDA's types are for {', '.join(CUDA_FOLDERS)} only, not {target}"
+    if target.startswith("kernels/cuda/") and not any(within(path, f) for f in CUDA_FOLDERS):
+        return f"kernels/cuda is reached through libmillrace_cuda.so, not by {target}"
     if rpc_level(target) != NOTHING:
         if not is_main(path) and RULES[folder][1] < rpc_level(target):
             return f"{folder} knows nothing of {'gRPC' if rpc_level(target) == GRPC else 'gRPC and protobuf'}, and includes {target}"
@@ -133,7 +141,7 @@ def check_text(path, text):
 
 def main():
     findings = []
-    for path in tracked(".cc", ".h"):
+    for path in tracked(".cc", ".h", ".cu", ".cuh"):
         findings += check_text(path, (ROOT / path).read_text(encoding="utf-8"))
     return report("layering", findings)
 

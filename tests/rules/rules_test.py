@@ -43,6 +43,10 @@ import sources  # noqa: E402
     ("cli/chat.cc", '#include "../common/ids.h"'),
     ("common/log.h", '#include <gtest/gtest.h>'),
     ("somewhere/else.cc", ""),
+    ("worker/device/device.h", "#include <cuda_runtime.h>"),
+    ("worker/control/worker.cc", '#include "kernels/cuda/cuda_backend.h"'),
+    ("worker/device/cuda_library.cc", "#include <nccl.h>"),
+    ("kernels/backend.h", "#include <cublasLt.h>"),
 ])
 def test_layering_flags(path, line):
     assert len(layering.check_text(path, "// A file.\n" + line + "\n")) == 1
@@ -61,6 +65,9 @@ def test_layering_flags(path, line):
     ("coordinator/scheduler/scheduler.cc", '// #include <thread>'),
     ("deploy/mpi/millrace_mpi_main.cc", '#include "worker/control/worker.h"'),
     ("tests/unit/x_test.cc", '#include "worker/control/worker.h"'),
+    ("kernels/cuda/matmul.cu", "#include <cuda_fp16.h>"),
+    ("worker/device/cuda/nccl_collective.cc", "#include <nccl.h>"),
+    ("worker/control/stage_backends.h", '#include "worker/device/cuda_library.h"'),
 ])
 def test_layering_accepts(path, line):
     assert layering.check_text(path, line + "\n") == []

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Checks sizes: no C++ file over 500 lines, no function over 80 lines (kernels and their tests' loops: 120) or 5 parameters.
+"""Checks sizes: no C++ or CUDA file over 500 lines, no function over 80 lines (kernels and their tests' loops: 120) or 5 parameters.
 
   size_bars.py           exit 1 and one line per finding
   size_bars.py --list    also the ten longest functions
@@ -161,7 +161,7 @@ def check_text(path, text):
 
 def main():
     findings, everything = [], []
-    for path in tracked(".cc", ".h"):
+    for path in tracked(".cc", ".h", ".cu", ".cuh"):
         text = (ROOT / path).read_text(encoding="utf-8")
         try:
             findings += check_text(path, text)

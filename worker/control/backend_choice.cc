@@ -7,6 +7,7 @@
 #include "common/options.h"
 #include "common/process.h"
 #include "common/status_macros.h"
+#include "kernels/backend.h"
 
 namespace millrace {
 namespace {
@@ -79,6 +80,13 @@ std::string BackendFamily(const StageBackendOptions& options) {
   const bool by_shards =
       options.collective == "allreduce" && std::set<int>(devices.begin(), devices.end()).size() > 1;
   return absl::StrCat("cuda/sm_", capability, by_shards ? absl::StrCat("/allreduce-", options.shards) : "");
+}
+
+absl::StatusOr<std::string> CpuKernelsName(const std::string& isa) {
+  kernels::CpuBackendOptions options;
+  options.isa = isa;
+  ASSIGN_OR_RETURN(const std::unique_ptr<kernels::Backend> backend, kernels::MakeCpuBackend(options));
+  return backend->name();
 }
 
 std::string CudaKernelsName(const StageBackendOptions& options) {

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "common/kv_type.h"
 #include "common/numeric_choice.h"
 #include "worker/control/stage_backends.h"
@@ -23,6 +24,9 @@ absl::Status ChooseBackend(const std::string& library_path, StageBackendOptions*
 // The first part of the numeric class: "cpu", "cuda/sm_90", or "cuda/sm_90/allreduce-2" where the sums depend
 // on the number of shards.
 std::string BackendFamily(const StageBackendOptions& options);
+
+// For people: "avx512vnni". Errors as kernels::MakeCpuBackend.
+absl::StatusOr<std::string> CpuKernelsName(const std::string& isa);
 
 // For people: "sm_90, 2 x NVIDIA H100 80GB HBM3". REQUIRES: options.cuda is set.
 std::string CudaKernelsName(const StageBackendOptions& options);

@@ -6,14 +6,12 @@
 #include <atomic>
 #include <chrono>
 #include <cstdio>
-#include <cstdlib>
 #include <memory>
 #include <thread>
 #include <utility>
 #include <variant>
 #include <vector>
 
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "common/bounded_queue.h"
@@ -29,7 +27,6 @@
 #include "worker/control/backend_choice.h"
 #include "worker/control/coordinator_session.h"
 #include "worker/control/stage_host.h"
-#include "worker/stage/shard_layout.h"
 
 namespace millrace {
 namespace {
@@ -46,23 +43,6 @@ constexpr size_t kEventCapacity = 256;
 constexpr int kQuickBeats = 8;
 constexpr absl::Duration kQuickBeat = absl::Milliseconds(20);
 constexpr absl::Duration kProgressInterval = absl::Seconds(1);
-constexpr int64_t kMaxThreads = 1024;
-constexpr int64_t kMaxCudaDevice = 1023;
-constexpr double kMaxWatchdogSeconds = 86400;
-
-absl::StatusOr<std::string> KernelsName(const std::string& isa) {
-  kernels::CpuBackendOptions options;
-  options.isa = isa;
-  ASSIGN_OR_RETURN(const std::unique_ptr<kernels::Backend> backend, kernels::MakeCpuBackend(options));
-  return backend->name();
-}
-
-// Set by Open MPI for each process that it starts.
-int64_t LocalRankOfMpi() {
-  const char* text = std::getenv("OMPI_COMM_WORLD_LOCAL_RANK");
-  int64_t rank = 0;
-  return text != nullptr && absl::SimpleAtoi(text, &rank) && rank >= 0 && rank <= kMaxCudaDevice ? rank : 0;
-}
 
 // Thread: control (the main thread) unless said otherwise.
 class Worker {
@@ -127,7 +107,7 @@ absl::Status Worker::Prepare() {
   if (!options_.join_secret_file.empty()) {
     ASSIGN_OR_RETURN(secret_, ReadSecretFile(options_.join_secret_file));
   }
-  ASSIGN_OR_RETURN(kernels_, KernelsName(options_.backends.isa));
+  ASSIGN_OR_RETURN(kernels_, CpuKernelsName(options_.backends.isa));
   RETURN_IF_ERROR(ChooseBackend(CudaLibraryPath(), &options_.backends));
   if (options_.backends.cuda != nullptr) kernels_ = CudaKernelsName(options_.backends);
   LogInfo("kernels: ", kernels_, ", threads: ",
@@ -412,89 +392,6 @@ absl::Status Worker::Run() {
 }
 
 }  // namespace
-
-void WorkerFlags::DeclareLocal(OptionSet& set) {
-  set.AddString("backend", &options.backends.backend, "auto|cpu|cuda",
-                "what computes; auto: CUDA devices where they serve, otherwise the CPU; says what it found");
-  set.AddIntList("devices", &options.backends.cuda_devices, 0, kMaxCudaDevice,
-                 "the CUDA device of each shard, as the runtime counts; default: worker r of a machine takes "
-                 "the next --tensor-parallel devices after those of r others");
-  set.AddString(
-      "collective", &options.backends.collective, "ordered|allreduce",
-      "how CUDA shards add their sums: ordered: the same bits for any number of shards; allreduce: by "
-      "ncclAllReduce");
-  set.AddDuration("watchdog", &options.backends.watchdog,
-                  "how long a microbatch may take on a CUDA device before the worker ends with exit code 3");
-  set.AddString("isa", &options.backends.isa, "NAME",
-                "instruction set of the CPU kernels: auto, portable, avx2, avx512, avx512vnni");
-  set.AddInt("tensor-parallel", &options.backends.shards, 1, kMaxSegments,
-             "cut this worker's stage into so many shards, each with threads or a CUDA device of its own");
-  set.AddInt("threads", &options.backends.threads, 0, kMaxThreads,
-             "threads that share each op; 0: the cores this worker may use, divided by the workers of this "
-             "machine that may use them too");
-  set.AddBool("pin-threads", &options.backends.pin_threads,
-              "confine each thread to one core of this worker's share; for machines that do nothing else");
-  set.AddBytes("kv-memory", &options.kv_memory_bytes,
-               "most memory for a worker's KV cache; 0: 1GiB of host memory, or what is free of a device's");
-  set.AddString(
-      "profile", &options.profile, "auto|off",
-      "auto: measure how fast this worker is, so that layers are placed by time; off: by their size");
-  set.AddString("unix-sockets", &options.unix_sockets, "auto|off",
-                "auto: hops between processes of one host go by Unix sockets; off: all by TCP");
-  set.AddDuration("join-timeout", &options.join_timeout,
-                  "how long a worker waits for the coordinator to answer");
-}
-
-void WorkerFlags::DeclareJoin(OptionSet& set) {
-  set.AddString("coordinator", &options.coordinator, "HOST:PORT",
-                "the coordinator's --cluster-listen address");
-  set.AddString(
-      "listen", &options.listen, "HOST:PORT",
-      "where other workers send activations; default: this host's address towards the coordinator, any port");
-  set.AddString("advertise", &options.advertise, "HOST",
-                "the name or address other workers use for this host; default: the one listened on");
-  set.AddString("model", &options.model, "PATH",
-                "the model file on this host; default: the coordinator's path");
-  set.AddInt("stage", &stage, -1, 1 << 20, "the stage to hold; -1: the first that is free");
-  set.AddString("join-secret-file", &options.join_secret_file, "FILE",
-                "one line that coordinator and workers share");
-}
-
-absl::Status WorkerFlags::CheckLocal() const {
-  if (options.profile != "auto" && options.profile != "off") {
-    return absl::InvalidArgumentError(
-        absl::StrCat("--profile: '", options.profile, "' is neither auto nor off"));
-  }
-  if (options.unix_sockets != "auto" && options.unix_sockets != "off") {
-    return absl::InvalidArgumentError(
-        absl::StrCat("--unix-sockets: '", options.unix_sockets, "' is not auto or off"));
-  }
-  RETURN_IF_ERROR(CheckBackendFlags(options.backends));
-  if (options.backends.watchdog <= absl::ZeroDuration() ||
-      options.backends.watchdog > absl::Seconds(kMaxWatchdogSeconds)) {
-    return absl::InvalidArgumentError("--watchdog: a time above 0 and of a day at most is needed");
-  }
-  const absl::Status isa = KernelsName(options.backends.isa).status();
-  if (isa.ok()) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat("--isa: ", isa.message()));
-}
-
-absl::StatusOr<WorkerOptions> WorkerFlags::Finish() const {
-  WorkerOptions result = options;
-  if (result.coordinator.empty()) return absl::InvalidArgumentError("--coordinator HOST:PORT is required");
-  const absl::StatusOr<HostPort> address = ParseHostPort(result.coordinator);
-  if (!address.ok())
-    return absl::InvalidArgumentError(absl::StrCat("--coordinator: ", address.status().message()));
-  if (!result.listen.empty()) {
-    const absl::StatusOr<HostPort> listen = ParseHostPort(result.listen);
-    if (!listen.ok())
-      return absl::InvalidArgumentError(absl::StrCat("--listen: ", listen.status().message()));
-  }
-  RETURN_IF_ERROR(CheckLocal());
-  result.backends.local_rank = LocalRankOfMpi();
-  if (stage >= 0) result.stage = static_cast<uint32_t>(stage);
-  return result;
-}
 
 absl::Status RunWorker(const WorkerOptions& options) {
   return Worker(options).Run();
