@@ -5,6 +5,7 @@
 #
 #   format   clang-format 14 on every source; shell scripts parse
 #   rules    include rules, sizes, protos, stray text (tests/rules)
+#   cuda     no CUDA kernel spills registers (after a build with nvcc)
 #   asan     all C++ tests, built by clang with AddressSanitizer, UndefinedBehaviorSanitizer and -Wthread-safety
 #   fuzz     every libFuzzer target for FUZZ_SECONDS (default 20) from its corpus, in the same build
 #   tsan     the tests of everything but RPC under ThreadSanitizer
@@ -16,7 +17,7 @@ root=$(dirname "$here")
 . "$root/deploy/common.sh"
 cd "$root" || exit 1
 
-ALL=(format rules asan fuzz tsan)
+ALL=(format rules cuda asan fuzz tsan)
 names=("$@")
 case "${1:-}" in -h|--help) print_header_comment; exit 0 ;; esac
 [ ${#names[@]} -gt 0 ] || names=("${ALL[@]}")
@@ -41,6 +42,14 @@ check_rules() {
   for rule in layering size_bars proto_rules forbidden_text; do
     python3 -B "tests/rules/$rule.py" >&2 || code=1
   done
+  return "$code"
+}
+
+check_cuda() {
+  mkdir -p "$root/build/results"
+  python3 -B tests/rules/kernel_report.py "$root/build/cuda" >"$root/build/results/cuda_kernels.txt"
+  local code=$?
+  cat "$root/build/results/cuda_kernels.txt" >&2
   return "$code"
 }
 
