@@ -36,6 +36,15 @@ def parse(text):
     return kernels
 
 
+def without_parameters(name):
+    depth = 0
+    for i, char in enumerate(name):
+        depth += (char == "<") - (char == ">")
+        if char == "(" and depth == 0:
+            return name[:i]
+    return name
+
+
 def readable(names):
     """Mangled names without parameters and namespaces."""
     if not names:
@@ -47,7 +56,7 @@ def readable(names):
     short = []
     for name in out.splitlines():
         name = re.sub(r"\(anonymous namespace\)::|millrace::|kernels::|cuda::|^void ", "", name)
-        short.append(re.sub(r"\((?!int\)|bool\)|unsigned).*$", "", name))
+        short.append(without_parameters(name))
     return short
 
 

@@ -6,6 +6,7 @@ import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import forbidden_text  # noqa: E402
+import kernel_report  # noqa: E402
 import layering  # noqa: E402
 import proto_rules  # noqa: E402
 import size_bars  # noqa: E402
@@ -165,3 +166,23 @@ def test_forbidden_text_accepts_ordinary_lines():
 def test_strip_cpp_keeps_line_numbers():
     text = 'a /* x\ny */ b "q // r" // s\nc = 1\'000\'000;'
     assert sources.strip_cpp(text).split("\n") == ["a     ", "     b              ", "c = 1'000'000;"]
+
+
+def test_kernel_report_finds_spills():
+    text = """ptxas info    : Compiling entry function '_Z1Kv' for 'sm_80'
+ptxas info    : Function properties for _Z1Kv
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 40 registers, used 1 barriers, 128 bytes smem, 364 bytes cmem[0]
+ptxas info    : Compiling entry function '_Z1Kv' for 'sm_100a'
+ptxas info    : Function properties for _Z1Kv
+    8 bytes stack frame, 12 bytes spill stores, 4 bytes spill loads
+ptxas info    : Used 255 registers
+"""
+    first, second = kernel_report.parse(text)
+    assert (first["target"], first["registers"], first["shared"], kernel_report.wrong(first)) == ("sm_80", 40, 128, False)
+    assert (second["stack"], second["spills"], kernel_report.wrong(second)) == (8, 16, True)
+    assert kernel_report.parse("nothing") == []
+
+
+def test_kernel_report_keeps_template_arguments():
+    assert kernel_report.without_parameters("K<(int)3, F<4> >(float*, int)") == "K<(int)3, F<4> >"
