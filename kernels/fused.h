@@ -10,7 +10,6 @@
 namespace millrace::kernels {
 
 // RmsNorm, then PrepareInput of what it wrote. REQUIRES: prepare.x == norm.out, of the same rows and columns.
-// norm.out is written only where the prepared input needs it.
 struct NormAndPrepareArgs {
   RmsNormArgs norm;
   PrepareInputArgs prepare;

@@ -4,5 +4,9 @@ set(MILLRACE_CUDA_KERNEL_SOURCES
   cuda_backend.cc
   cuda_queue.cc
   elementwise.cu
+  matmul.cc
   matmul_float.cu
+  matmul_int8.cu
+  pack.cc
+  prepare_input.cu
   sample.cu)
