@@ -342,7 +342,9 @@ cublasStatus_t cublasLtMatmulAlgoCheck(cublasLtHandle_t, cublasLtMatmulDesc_t, c
                                        cublasLtMatmulHeuristicResult_t* result) {
   const Algorithm words = Read<Algorithm>(algorithm);
   if (words.magic != kMagic || words.id >= kAlgorithms) return CUBLAS_STATUS_INVALID_VALUE;
+  const cublasLtMatmulAlgo_t kept = result->algo;
   Describe(words, Read<Layout>(d), result);
+  result->algo = kept;
   return CUBLAS_STATUS_SUCCESS;
 }
 

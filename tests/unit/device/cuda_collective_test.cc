@@ -84,6 +84,41 @@ TEST_F(CudaCollectiveTest, AllReduceAddsInAnyOrder) {
   }
 }
 
+// All shards record at the same time; each replay adds all rounds again.
+TEST_F(CudaCollectiveTest, ReplaysWhatWasRecorded) {
+  for (const CudaCollectiveKind kind : {CudaCollectiveKind::kOrdered, CudaCollectiveKind::kAllReduce}) {
+    for (const Case& c : {kCases[0], kCases[5]}) {
+      Sums sums(c, false);
+      CudaCollectiveOptions options = Options(c);
+      options.kind = kind;
+      auto group = MakeNcclCollectives(sums.shards().queues(), options);
+      ASSERT_TRUE(group.ok()) << group.status();
+      constexpr uint32_t kReplays = 3;
+      sums.shards().Run([&](uint32_t rank) {
+        cudaStream_t stream = sums.shards().queues()[rank]->stream();
+        EXPECT_EQ(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), cudaSuccess);
+        for (uint32_t round = 0; round < Sums::kRounds; ++round) {
+          EXPECT_EQ(sums.Enqueue((*group)->shard(rank), rank, round), absl::OkStatus());
+        }
+        cudaGraph_t graph = nullptr;
+        EXPECT_EQ(cudaStreamEndCapture(stream, &graph), cudaSuccess);
+        cudaGraphExec_t work = nullptr;
+        EXPECT_EQ(cudaGraphInstantiate(&work, graph, 0), cudaSuccess);
+        EXPECT_EQ(cudaGraphDestroy(graph), cudaSuccess);
+        EXPECT_TRUE(SameBits(sums.Result(rank), sums.Expected(0))) << "recording ran nothing";
+        for (uint32_t i = 0; i < kReplays; ++i) EXPECT_EQ(cudaGraphLaunch(work, stream), cudaSuccess);
+        sums.shards().Finish(rank);
+        EXPECT_EQ(cudaGraphExecDestroy(work), cudaSuccess);
+      });
+      const std::vector<float> first = sums.Result(0);
+      const bool exact = SameBits(first, sums.Expected(kReplays));
+      EXPECT_TRUE(exact || kind == CudaCollectiveKind::kAllReduce);
+      for (uint32_t rank = 1; rank < c.shards; ++rank)
+        EXPECT_TRUE(SameBits(sums.Result(rank), first)) << rank;
+    }
+  }
+}
+
 TEST_F(CudaCollectiveTest, SaysWhichShardCannotJoin) {
   Shards shards(2, false);
   cuda_on_cpu::SetNcclFault(NcclFault::kFailInit, 1);
