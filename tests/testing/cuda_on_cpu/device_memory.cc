@@ -177,8 +177,16 @@ int Allocations(bool of_host) {
   return sum;
 }
 
-void EnterDevice() {
-  if (TheMemory().key >= 0) pkey_set(TheMemory().key, 0);
+DeviceAccess::DeviceAccess() {
+  const int key = TheMemory().key;
+  if (key < 0) return;
+  rights_before_ = pkey_get(key);
+  pkey_set(key, 0);
+}
+
+DeviceAccess::~DeviceAccess() {
+  const int key = TheMemory().key;
+  if (key >= 0) pkey_set(key, static_cast<unsigned>(rights_before_));
 }
 
 bool MemoryIsProtected() {

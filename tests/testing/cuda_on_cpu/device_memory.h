@@ -25,8 +25,17 @@ Located Locate(const void* memory, size_t bytes);
 uint64_t BytesInUse(int device);
 int Allocations(bool of_host);
 
-// Lets the calling thread reach device memory.
-void EnterDevice();
+// Lets the calling thread reach device memory while it lives.
+class DeviceAccess {
+ public:
+  DeviceAccess();
+  ~DeviceAccess();
+  DeviceAccess(const DeviceAccess&) = delete;
+  DeviceAccess& operator=(const DeviceAccess&) = delete;
+
+ private:
+  int rights_before_ = 0;
+};
 bool MemoryIsProtected();
 
 // Sets `bytes` bytes; zeros of large ranges cost no pages.

@@ -62,10 +62,9 @@ cudaError_t CopyNow(const Copy& copy) {
   const Located to = Locate(copy.to, copy.to_bytes()), from = Locate(copy.from, copy.from_bytes());
   if (const cudaError_t error = CheckCopy(copy, to, from); error != cudaSuccess) return error;
   if (SpoilCaptures()) return cudaErrorStreamCaptureUnsupported;
-  CUstream_st& stream = BlockingStream(CurrentDevice());
-  stream.Add([copy] { RunCopy(copy); });
-  stream.WaitUntilIdle();
-  return LostError(CurrentDevice());
+  const DeviceAccess access;
+  RunCopy(copy);
+  return cudaSuccess;
 }
 
 // "API synchronization behavior": from pageable memory the bytes are taken before the call returns; to
@@ -327,9 +326,8 @@ cudaError_t cudaMemset(void* memory, int value, size_t bytes) {
     if (bytes == 0) return cudaSuccess;
     if (const cudaError_t error = CheckSet(memory, bytes); error != cudaSuccess) return error;
     if (SpoilCaptures()) return cudaErrorStreamCaptureUnsupported;
-    CUstream_st& stream = BlockingStream(CurrentDevice());
-    stream.Add([=] { SetMemory(memory, value, bytes); });
-    stream.WaitUntilIdle();
+    const DeviceAccess access;
+    SetMemory(memory, value, bytes);
     return cudaSuccess;
   });
 }

@@ -2,7 +2,6 @@
 
 #include <atomic>
 #include <chrono>
-#include <map>
 #include <utility>
 
 #include "device_memory.h"
@@ -17,7 +16,6 @@ namespace {
 struct Registry {
   std::recursive_mutex mutex;
   std::set<cudaStream_t> streams;
-  std::map<int, std::unique_ptr<CUstream_st>> blocking;
   std::set<std::shared_ptr<Capture>> captures;
   std::atomic<int> events = 0;
   std::atomic<int> graphs = 0;
@@ -128,14 +126,6 @@ cudaError_t Enqueue(cudaStream_t stream, StreamWork work) {
   return cudaSuccess;
 }
 
-CUstream_st& BlockingStream(int device) {
-  Registry& registry = TheRegistry();
-  const Lock lock(registry.mutex);
-  std::unique_ptr<CUstream_st>& stream = registry.blocking[device];
-  if (stream == nullptr) stream = std::make_unique<CUstream_st>(device, TheMachine().seed);
-  return *stream;
-}
-
 void WaitForDevice(int device) {
   std::vector<cudaStream_t> streams;
   {
@@ -222,7 +212,7 @@ void CUstream_st::WaitUntilIdle() {
 }
 
 void CUstream_st::Main(std::shared_ptr<Shared> shared, Random random) {
-  EnterDevice();
+  const DeviceAccess access;
   std::unique_lock lock(shared->mutex);
   while (true) {
     shared->changed.wait(lock, [&] { return shared->closing || !shared->work.empty(); });
@@ -231,8 +221,8 @@ void CUstream_st::Main(std::shared_ptr<Shared> shared, Random random) {
     shared->work.pop_front();
     shared->busy = true;
     lock.unlock();
-    // So that whoever does not wait mostly comes too early, and sometimes not.
-    for (uint32_t i = random.Below(4); i > 0; --i) std::this_thread::yield();
+    // So that whoever does not wait comes too early, at one place or another.
+    if (random.Below(8) == 0) std::this_thread::yield();
     work();
     lock.lock();
     shared->busy = false;

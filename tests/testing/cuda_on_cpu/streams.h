@@ -85,8 +85,6 @@ struct CUstream_st {
 
 namespace cuda_on_cpu::internal {
 
-// The stream that cudaMemcpy and cudaMemset use; never destroyed.
-CUstream_st& BlockingStream(int device);
 // Waits for all streams of the device.
 void WaitForDevice(int device);
 // The calling thread's captures are spoilt by a call that captures forbid; whether there were any.
