@@ -13,6 +13,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
 #include "absl/time/time.h"
 #include "common/options.h"
 #include "common/status_macros.h"
@@ -22,7 +23,8 @@ namespace millrace::cli {
 namespace {
 
 // Dense 16-bit tensor throughput and memory bandwidth, from NVIDIA's data sheets: A100 (SXM), H100 and H200
-// (SXM), L4, and the Ada architecture's white paper. Upper bounds, not measurements.
+// (SXM), B200 (DGX B200, an eighth of it), L4, L40S, and the Ada architecture's white paper. Upper bounds,
+// not measurements.
 struct Gpu {
   const char* name;
   double tflops;
@@ -30,9 +32,12 @@ struct Gpu {
   uint64_t memory_gb;
 };
 constexpr Gpu kGpus[] = {
-    {"A100-40", 312, 1555, 40}, {"A100-80", 312, 2039, 80}, {"H100", 989, 3350, 80},
-    {"H200", 989, 4800, 141},   {"L4", 121, 300, 24},       {"RTX-4090", 165, 1008, 24},
+    {"A100-40", 312, 1555, 40}, {"A100-80", 312, 2039, 80},  {"H100", 989, 3350, 80},
+    {"H200", 989, 4800, 141},   {"B200", 2250, 8000, 180},   {"L4", 121, 300, 24},
+    {"L40S", 362, 864, 48},     {"RTX-4090", 165, 1008, 24},
 };
+// Of the names above.
+constexpr char kNameCharacters[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-";
 // Launching the kernels of one step; an order of magnitude.
 constexpr double kGpuOverhead = 50e-6;
 
@@ -227,6 +232,22 @@ absl::StatusOr<PlannedCluster> ReadClusterFile(const std::string& path) {
   std::stringstream text;
   text << file.rdbuf();
   return ParseCluster(text.str(), path);
+}
+
+absl::StatusOr<PlannedCluster> ClusterOfGpus(const std::string& text) {
+  // As a cluster file says it, so that both know the same names and refuse the same.
+  std::string workers;
+  for (absl::string_view part : absl::StrSplit(text, ',')) {
+    const std::pair<absl::string_view, absl::string_view> gpu = absl::StrSplit(part, absl::MaxSplits(':', 1));
+    uint32_t count = 1;
+    const bool named =
+        !gpu.first.empty() && gpu.first.find_first_not_of(kNameCharacters) == std::string::npos;
+    if (!named || (part.find(':') != part.npos && !absl::SimpleAtoi(gpu.second, &count))) {
+      return absl::InvalidArgumentError(absl::StrCat("--gpus: '", part, "' is not a name, or NAME:COUNT"));
+    }
+    absl::StrAppend(&workers, "  - {gpu: ", gpu.first, ", count: ", count, "}\n");
+  }
+  return ParseCluster(absl::StrCat("workers:\n", workers), "--gpus");
 }
 
 absl::Status WriteClusterFile(const PlannedCluster& cluster, const std::string& path) {

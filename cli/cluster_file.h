@@ -26,6 +26,10 @@ absl::StatusOr<PlannedCluster> ReadClusterFile(const std::string& path);
 // The same for text; `name` stands for the path.
 absl::StatusOr<PlannedCluster> ParseCluster(const std::string& text, const std::string& name);
 
+// Devices by their published figures: "H100:4", "A100-80:2,L40S". Links are the defaults of PlannedCluster.
+// INVALID_ARGUMENT.
+absl::StatusOr<PlannedCluster> ClusterOfGpus(const std::string& text);
+
 // What ReadClusterFile reads back as the same. INVALID_ARGUMENT: the file cannot be written.
 absl::Status WriteClusterFile(const PlannedCluster& cluster, const std::string& path);
 

@@ -24,7 +24,7 @@ constexpr uint32_t kDefaultContext = 4096;
 constexpr absl::Duration kCallTimeout = absl::Seconds(5);
 
 struct PlanFlags {
-  std::string model, shape, cluster, server, save, kv_type = "auto";
+  std::string model, shape, cluster, gpus, server, save, kv_type = "auto";
   int64_t context = 0, batch = 16, prompt = 128, output = 64, max_rows = 128;
   bool json = false;
 
@@ -32,6 +32,10 @@ struct PlanFlags {
     set.AddString("model", &model, "F.gguf", "the model, from its file; nothing of it is loaded");
     set.AddString("shape", &shape, "NAME", "or a published model in 16 bit, such as llama-2-7b");
     set.AddString("cluster", &cluster, "F.yaml", "workers and links, as deploy/examples shows");
+    set.AddString(
+        "gpus", &gpus, "NAME:N,...",
+        "or so many devices by the figures of their data sheets, such as H100:4; what is predicted is "
+        "an estimate, and an upper bound");
     set.AddString("server", &server, "HOST:PORT",
                   "or those of the cluster that runs there, as its workers measured");
     set.AddString("save-cluster", &save, "F.yaml", "with --server: write what they measured there, too");
@@ -130,7 +134,8 @@ int AskServer(const PlanFlags& flags, PlanRequest& request) {
 int PlanCommand(const std::vector<std::string>& args) {
   PlanFlags flags;
   OptionSet set(
-      "millrace plan", "(--model F.gguf | --shape NAME) (--cluster F.yaml | --server HOST:PORT) [options]",
+      "millrace plan",
+      "(--model F.gguf | --shape NAME) (--cluster F.yaml | --gpus H100:4 | --server HOST:PORT) [options]",
       "Predicts how a model would run on a cluster: memory, throughput, latency, bubbles. Loads nothing.");
   flags.Declare(set);
   const auto outcome = set.Parse(args, nullptr);
@@ -138,9 +143,10 @@ int PlanCommand(const std::vector<std::string>& args) {
   if (*outcome == OptionSet::Outcome::kHelpShown) return kExitOk;
   absl::StatusOr<ModelShape> shape = ShapeOf(flags);
   if (!shape.ok()) return Fail(shape.status());
-  if (flags.cluster.empty() == flags.server.empty()) {
-    return ReportUsage(
-        "plan", absl::InvalidArgumentError("one of --cluster F.yaml and --server HOST:PORT is needed"));
+  if (!flags.cluster.empty() + !flags.gpus.empty() + !flags.server.empty() != 1) {
+    return ReportUsage("plan",
+                       absl::InvalidArgumentError("one of --cluster F.yaml, --gpus NAME:N and --server "
+                                                  "HOST:PORT is needed"));
   }
   PlanRequest request;
   request.shape = *std::move(shape);
@@ -153,7 +159,8 @@ int PlanCommand(const std::vector<std::string>& args) {
   if (!flags.server.empty()) {
     if (const int code = AskServer(flags, request); code != kExitOk) return code;
   } else {
-    absl::StatusOr<PlannedCluster> cluster = ReadClusterFile(flags.cluster);
+    absl::StatusOr<PlannedCluster> cluster =
+        flags.gpus.empty() ? ReadClusterFile(flags.cluster) : ClusterOfGpus(flags.gpus);
     if (!cluster.ok()) return Fail(cluster.status());
     request.cluster = *std::move(cluster);
   }

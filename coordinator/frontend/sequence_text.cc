@@ -126,6 +126,7 @@ v1::Finished SequenceText::Summary(const SequenceFinished& finished) const {
   SetDuration(finished.timings.queue, summary.mutable_timings()->mutable_queue());
   SetDuration(finished.timings.prefill, summary.mutable_timings()->mutable_prefill());
   SetDuration(finished.timings.decode, summary.mutable_timings()->mutable_decode());
+  for (const std::string& stage : finished.numeric_classes) summary.add_numeric_classes(stage);
   return summary;
 }
 

@@ -330,8 +330,13 @@ void Engine::FillSnapshot(const SchedulerLoad& load, absl::Time now) {
 void Engine::HandOverActions() {
   std::vector<SchedulerAction> actions = scheduler_.TakeActions();
   if (actions.empty()) return;
-  for (const SchedulerAction& action : actions) {
-    if (std::holds_alternative<SequenceFinished>(action)) live_.fetch_sub(1);
+  for (SchedulerAction& action : actions) {
+    auto* finished = std::get_if<SequenceFinished>(&action);
+    if (finished == nullptr) continue;
+    live_.fetch_sub(1);
+    // A sequence ends with its ring at the latest, so this is the one that it ran on.
+    if (!finished->status.ok() || !ring_.has_value()) continue;
+    for (const StageSnapshot& stage : ring_->stages) finished->numeric_classes.push_back(stage.numeric_class);
   }
   sink_->OnActions(std::move(actions));
 }

@@ -93,6 +93,7 @@ struct SequenceFinished {
   uint32_t output_tokens = 0;
   uint32_t cached_prompt_tokens = 0;  // of the prompt, those found in the KV cache when it was first admitted
   SequenceTimings timings;
+  std::vector<std::string> numeric_classes = {};  // of the stages, in order; the engine's to say
 };
 using SchedulerAction = std::variant<PromptLogprobsReady, TokenReady, SequenceFinished>;
 

@@ -48,7 +48,7 @@ def test_a_running_cluster_is_predicted_as_it_is(real_model, logs, tmp_path):
     (["--shape", "llama-9", "--cluster", EXAMPLES / "two-a100.yaml"], 2, "known: Llama-2-7B"),
     (["--shape", "gpt-3-175b", "--context", 2048, "--cluster", EXAMPLES / "two-a100.yaml"], 1, "workers of 74.5 GiB would do"),
     (["--shape", "llama-2-7b", "--cluster", "/nonexistent.yaml"], 2, "/nonexistent.yaml: cannot be read"),
-    (["--shape", "llama-2-7b"], 2, "one of --cluster F.yaml and --server HOST:PORT"),
+    (["--shape", "llama-2-7b"], 2, "one of --cluster F.yaml, --gpus NAME:N and --server HOST:PORT"),
     (["--shape", "llama-2-7b", "--kv-type", "f8"], 2, "--kv-type: 'f8' is not auto, f32, f16 or int8"),
     (["--cluster", EXAMPLES / "two-a100.yaml"], 2, "one of --model F.gguf and --shape NAME"),
 ])

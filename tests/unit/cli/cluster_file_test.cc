@@ -12,6 +12,19 @@ namespace {
 
 using ::testing::HasSubstr;
 
+TEST(ClusterFileTest, KnowsGpusByName) {
+  const auto cluster = ClusterOfGpus("h100:2,B200,L40S");
+  ASSERT_TRUE(cluster.ok()) << cluster.status();
+  ASSERT_EQ(cluster->workers.size(), 4u);
+  EXPECT_EQ(cluster->workers[1].speed->flops_per_second, 989e12);
+  EXPECT_EQ(cluster->workers[2].memory_bytes, 180000000000u);
+  EXPECT_EQ(cluster->workers[3].speed->bytes_per_second, 864e9);
+  for (const char* wrong :
+       {"", "H100:", "H100:x", "H100:0", "H100:2:3", ":2", "H100,", "Voodoo:2", "{x: 1}:2"}) {
+    EXPECT_EQ(ClusterOfGpus(wrong).status().code(), absl::StatusCode::kInvalidArgument) << wrong;
+  }
+}
+
 TEST(ClusterFileTest, ReadsGpusFiguresAndProfiles) {
   const auto cluster = ParseCluster(R"(
 workers:

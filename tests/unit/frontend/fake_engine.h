@@ -100,6 +100,7 @@ class FakeEngine final : public EnginePort {
   void Finish(SequenceId id, FinishReason reason, uint32_t output_tokens,
               std::optional<TokenId> matched = std::nullopt) {
     SequenceFinished finished;
+    finished.numeric_classes = {"cpu", "cuda"};
     finished.sequence = id;
     finished.reason = reason;
     finished.matched_token = matched;

@@ -56,6 +56,9 @@ TEST_F(GenerateTest, StreamsStartedTokensAndFinished) {
   EXPECT_EQ(rest.finished->timings().queue().nanos(), 500000000);
   EXPECT_EQ(rest.finished->timings().prefill().nanos(), 20000000);
   EXPECT_EQ(rest.finished->timings().decode().nanos(), 7);
+  ASSERT_EQ(rest.finished->numeric_classes_size(), 2);
+  EXPECT_EQ(rest.finished->numeric_classes(0), "cpu");
+  EXPECT_EQ(rest.finished->numeric_classes(1), "cuda");
   ExpectIdle();
 }
 

@@ -30,6 +30,7 @@ TEST_F(EngineTest, TurnsARequestIntoPlansAndResultsIntoTokens) {
   EXPECT_EQ(finished.reason, FinishReason::kLength);
   EXPECT_EQ(finished.prompt_tokens, 1u);
   EXPECT_EQ(finished.output_tokens, 2u);
+  EXPECT_EQ(finished.numeric_classes, (std::vector<std::string>{"class 0", "class 1"}));
 }
 
 TEST_F(EngineTest, KeepsSeveralMicrobatchesInFlight) {

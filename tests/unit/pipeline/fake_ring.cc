@@ -35,7 +35,10 @@ void EngineTest::RaiseRing(uint64_t epoch, uint32_t stages, uint32_t max_in_flig
   ring.epoch = Epoch(epoch);
   ring.shape = {stages, max_in_flight, 100, 16};
   ring.stages.resize(stages);
-  for (uint32_t i = 0; i < stages; ++i) ring.stages[i].first_layer = i;
+  for (uint32_t i = 0; i < stages; ++i) {
+    ring.stages[i].first_layer = i;
+    ring.stages[i].numeric_class = "class " + std::to_string(i);
+  }
   ring.send_plan = [this](const v1::Plan& plan) { return plans_.Push(plan); };
   engine_->RingReady(std::move(ring));
 }
