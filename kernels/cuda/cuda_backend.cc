@@ -3,6 +3,7 @@
 #include <string>
 
 #include "absl/strings/str_cat.h"
+#include "kernels/cuda/cublas_lt.h"
 #include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/sample.h"
 
@@ -11,12 +12,19 @@ namespace {
 
 class OpTable final : public CudaBackend {
  public:
-  OpTable(cudaStream_t stream, const DeviceTraits& traits) : queue_(stream, traits) {}
+  OpTable(cudaStream_t stream, const DeviceTraits& traits)
+      : cublas_(CublasProducts::Make(&no_cublas_)), queue_(stream, traits) {
+    queue_.UseCublas(cublas_.get());
+  }
 
   absl::Status status() const override { return queue_.status(); }
   const CudaQueue& queue() const override { return queue_; }
   std::string numeric_class() const override {
-    return absl::StrCat("cuda/sm_", queue_.traits().capability, "/int8");
+    return absl::StrCat("cuda/sm_", queue_.traits().capability, "/int8",
+                        cublas_ == nullptr ? "" : absl::StrCat("/cublas-", CublasProducts::Version()));
+  }
+  std::vector<std::string> report() const override {
+    return cublas_ == nullptr ? std::vector<std::string>{no_cublas_} : cublas_->report();
   }
   std::string name() const override { return absl::StrCat("sm_", queue_.traits().capability); }
   size_t threads() const override { return 1; }
@@ -67,7 +75,9 @@ class OpTable final : public CudaBackend {
   void Sample(const SampleArgs& args) const override { cuda::Sample(queue_, args); }
 
  private:
-  const CudaQueue queue_;
+  std::string no_cublas_;
+  const std::unique_ptr<CublasProducts> cublas_;
+  CudaQueue queue_;
 };
 
 }  // namespace

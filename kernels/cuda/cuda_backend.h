@@ -4,6 +4,8 @@
 #include <cuda_runtime.h>
 
 #include <memory>
+#include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -14,12 +16,15 @@ namespace millrace::kernels::cuda {
 
 // Quantised weights multiply activations rounded to 8 bits (ActivationType::kInt8), F16 and BF16 ones
 // activations rounded to their own type, F32 ones float32. KV types kF16 and kI8. Numeric class
-// "cuda/sm_90/int8": one for each compute capability.
+// "cuda/sm_90/int8/cublas-130200": one for each compute capability
+// and version of cuBLASLt; without that library "cuda/sm_90/int8".
 class CudaBackend : public Backend {
  public:
   // The first error of any op since the backend was made.
   virtual absl::Status status() const = 0;
   virtual const CudaQueue& queue() const = 0;
+  // Lines for people on what cuBLASLt does and why, or why not; grows as matrices are packed.
+  virtual std::vector<std::string> report() const = 0;
 };
 
 // Ops are enqueued on `stream`, of the device of `traits`, which outlives the backend.

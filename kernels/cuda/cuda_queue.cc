@@ -32,6 +32,11 @@ absl::Status ReadTraits(int device, DeviceTraits* traits) {
   return absl::OkStatus();
 }
 
+void CudaQueue::Fail(absl::string_view what, absl::string_view why) const {
+  if (!status_.ok()) return;
+  status_ = absl::InternalError(absl::StrCat("CUDA device ", traits_.device, ": ", what, ": ", why));
+}
+
 void CudaQueue::Check(cudaError_t error, const char* what) const {
   if (error == cudaSuccess || !status_.ok()) return;
   status_ = absl::InternalError(absl::StrCat("CUDA device ", traits_.device, ": ", what, ": ",

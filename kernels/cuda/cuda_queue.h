@@ -8,8 +8,11 @@
 #include <string>
 
 #include "absl/status/status.h"
+#include "absl/strings/string_view.h"
 
 namespace millrace::kernels::cuda {
+
+class CublasProducts;
 
 struct DeviceTraits {
   int device = 0;               // ordinal, as the runtime counts
@@ -32,12 +35,20 @@ class CudaQueue {
 
   // `what` is a literal such as "launch of paged attention".
   void Check(cudaError_t error, const char* what) const;
+  // The same of what is no error of the runtime.
+  void Fail(absl::string_view what, absl::string_view why) const;
   const absl::Status& status() const { return status_; }
+
+  // What products with 16-bit weights go through where it serves (cublas_lt.h); null: nothing but our own
+  // kernels. Outlives the queue's use.
+  CublasProducts* cublas() const { return cublas_; }
+  void UseCublas(CublasProducts* products) { cublas_ = products; }
 
  private:
   const cudaStream_t stream_;
   const DeviceTraits traits_;
   mutable absl::Status status_;
+  CublasProducts* cublas_ = nullptr;
 };
 
 }  // namespace millrace::kernels::cuda

@@ -1,6 +1,7 @@
 #include <cstring>
 #include <vector>
 
+#include "kernels/cuda/cublas_lt.h"
 #include "kernels/cuda/elementwise.cuh"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/matmul_float.cuh"
@@ -337,12 +338,33 @@ size_t OutStride(const MatMulArgs& args) {
   return args.out_stride == 0 ? args.weights.rows : args.out_stride;
 }
 
+CublasProduct CublasWeights(const WeightMatrix& packed) {
+  CublasProduct product;
+  product.weights = packed.data;
+  product.row_bytes = PackedRowBytes(packed);
+  product.type = packed.type;
+  product.n = packed.rows;
+  product.k = packed.columns;
+  return product;
+}
+
 template <WeightType type>
 void MatMul16(const CudaQueue& queue, const MatMulArgs& args, const Part& part) {
   uint16_t* rounded = reinterpret_cast<uint16_t*>(args.scratch);
   queue.Check(Launch(RoundKernel<type>, {dim3(static_cast<unsigned>(args.x.rows)), dim3(kThreads)},
                      queue.stream(), args.x.x, static_cast<uint32_t>(args.x.columns), part.segments, rounded),
               "launch of rounding to 16 bits");
+  // Sums of several segments stay with our kernel, so that it does not matter which shard has which.
+  if (queue.cublas() != nullptr && args.weights.packed && args.segment_ends.size() <= 1 &&
+      args.store == MatMulStore::kReplace) {
+    CublasProduct product = CublasWeights(args.weights);
+    product.x = rounded;
+    product.x_stride = part.segments.padded_columns;
+    product.rows = args.x.rows;
+    product.out = args.out;
+    product.out_stride = OutStride(args);
+    if (queue.cublas()->Serves(product)) return queue.cublas()->Multiply(queue, product);
+  }
   const FloatProduct product{args.weights.data,
                              RowBytes(args.weights),
                              rounded,
@@ -410,6 +432,9 @@ WeightMatrix PackFloat(const CudaQueue& queue, const WeightMatrix& weights, uint
   packed.data = to;
   packed.row_bytes = row_bytes;
   packed.packed = true;
+  if (queue.cublas() != nullptr && weights.type != WeightType::kF32) {
+    queue.cublas()->Prepare(queue, CublasWeights(packed));
+  }
   return packed;
 }
 

@@ -8,6 +8,9 @@
 //
 // F32: the canonical order of kernels/cpu/matmul_impl.h, and the bits of the CPU backend.
 //
+// Packed F16 and BF16 matrices whose sums are not cut go through cuBLASLt where CudaQueue has it and it
+// passed its test (cublas_lt.h), whatever the number of rows.
+//
 // Weights that are not packed are at addresses, and row_bytes apart, that are multiples of their type's size.
 // Packed: rows as in the file, each begun at a multiple of 16 bytes, what lies between them zeros.
 #pragma once

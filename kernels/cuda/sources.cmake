@@ -1,6 +1,8 @@
 # Sources of the CUDA backend, which nvcc builds for devices and the C++ compiler for running on a CPU. Paths from
 # this folder.
 set(MILLRACE_CUDA_KERNEL_SOURCES
+  compare_rows.cu
+  cublas_lt.cc
   cuda_backend.cc
   cuda_queue.cc
   elementwise.cu
@@ -10,3 +12,7 @@ set(MILLRACE_CUDA_KERNEL_SOURCES
   pack.cc
   prepare_input.cu
   sample.cu)
+
+# What calls cuBLASLt's functions in the library, which is loaded when it is first needed.
+set(MILLRACE_CUDA_KERNEL_FORWARDING_SOURCES
+  cublas_functions.cc)
