@@ -80,6 +80,11 @@ end_step
 if ! counted=$("$python_env/bin/python" "$here/count_results.py" "$results/ctest.xml" "$results/pytest.xml"); then failures=1; fi
 summary=$(tail -n 1 <<<"$counted")
 head -n -1 <<<"$counted"
+if [ ! -e "$build/cuda_on_cpu/libmillrace_cuda.so" ]; then
+  say "CUDA tests skipped: there are no CUDA headers (deploy/get_cuda.sh --headers gets them)"
+elif [ ! -e "$build/bin/libmillrace_cuda.so" ]; then
+  say "device code not compiled: there is no nvcc (deploy/get_cuda.sh gets it)"
+fi
 say ""
 say "took $(minutes "$SECONDS")"
 exit "$failures"
