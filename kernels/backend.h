@@ -48,7 +48,11 @@ class Backend {
 
   // Working memory of one op, for all threads.
   virtual size_t MatMulScratchFloats(size_t max_rows, size_t max_columns) const = 0;
-  virtual size_t AttentionScratchFloats(size_t head_size) const = 0;           // whatever rows and contexts
+  virtual size_t AttentionScratchFloats(size_t head_size) const = 0;  // whatever rows and contexts
+  // Of attention no larger than that; more than AttentionScratchFloats where rows and contexts matter.
+  virtual size_t AttentionScratch(const AttentionSizes& sizes) const {
+    return AttentionScratchFloats(sizes.head_size);
+  }
   virtual size_t MatMulInputBytes(size_t max_rows, size_t columns) const = 0;  // of PrepareInputArgs.buffer
 
   // What MatMul takes. Points to args.x and args.buffer.

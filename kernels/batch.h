@@ -24,6 +24,7 @@ struct PlaceBatchArgs {
   size_t rows = 0;
   size_t max_rows = 0;  // capacity, of rows and of segments, that both buffers were made for
   size_t block_tokens = 0;
+  size_t context_tokens = 0;   // capacity likewise, of each sequence
   uint8_t* buffer = nullptr;   // Backend::BatchBytes bytes of the backend's memory
   uint8_t* staging = nullptr;  // as many of host memory that copies are made from; untouched until they are
 };

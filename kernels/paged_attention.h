@@ -54,6 +54,14 @@ struct StoreKvArgs {
   size_t rows = 0;
 };
 
+// The most that a backend is asked to work on at once.
+struct AttentionSizes {
+  size_t max_rows = 0;
+  size_t heads = 0;
+  size_t head_size = 0;
+  size_t context_tokens = 0;
+};
+
 // Each row attends to positions 0 .. its own of its sequence. The order of summation of one query, which
 // every CPU instruction set, tile, chunk and number of threads keeps:
 //   split   positions [256 s, 256 (s + 1)), counted from the start of the sequence, up to the query's own
@@ -75,7 +83,7 @@ struct PagedAttentionArgs {
   absl::Span<const KvSegment> segments;
   size_t heads = 0;              // a multiple of kv.kv_heads; head h reads KV head h / (heads / kv_heads)
   float scale = 0;               // 1 / sqrt(head_size)
-  float* scratch = nullptr;      // Backend::AttentionScratchFloats() floats, 64-byte aligned
+  float* scratch = nullptr;      // Backend::AttentionScratch() floats, 64-byte aligned
   const void* tables = nullptr;  // as StoreKvArgs
   size_t rows = 0;
 };

@@ -47,7 +47,8 @@ struct BatchTables {
 // BatchRows.tables of this backend, in host memory; lies in front of what is copied, in
 // PlaceBatchArgs.staging.
 struct PlacedTables {
-  BatchTables tables;  // device pointers, to pass to kernels
+  BatchTables tables;       // device pointers, to pass to kernels
+  uint32_t context_tokens;  // no position is beyond, in any batch
 };
 
 }  // namespace millrace::kernels::cuda

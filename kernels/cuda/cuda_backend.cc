@@ -36,8 +36,9 @@ class OpTable final : public CudaBackend {
   size_t MatMulScratchFloats(size_t max_rows, size_t max_columns) const override {
     return cuda::MatMulScratchFloats(max_rows, max_columns);
   }
-  size_t AttentionScratchFloats(size_t head_size) const override {
-    return cuda::AttentionScratchFloats(head_size);
+  size_t AttentionScratchFloats(size_t) const override { return 0; }
+  size_t AttentionScratch(const AttentionSizes& sizes) const override {
+    return cuda::AttentionScratch(sizes);
   }
   size_t MatMulInputBytes(size_t max_rows, size_t columns) const override {
     return cuda::MatMulInputBytes(max_rows, columns);

@@ -32,7 +32,7 @@ size_t BatchBytes(size_t max_rows, size_t context_tokens, size_t block_tokens);
 BatchRows PlaceBatch(const CudaQueue& queue, const PlaceBatchArgs& args);
 void StoreKv(const CudaQueue& queue, const StoreKvArgs& args);
 void RopeAndStoreKv(const CudaQueue& queue, const RopeAndStoreKvArgs& args);
-size_t AttentionScratchFloats(size_t head_size);
+size_t AttentionScratch(const AttentionSizes& sizes);
 void PagedAttention(const CudaQueue& queue, const PagedAttentionArgs& args);
 
 }  // namespace millrace::kernels::cuda

@@ -16,13 +16,15 @@ absl::StatusOr<Activations> Activations::Allocate(const HyperParameters& hyper_p
   const uint64_t kv_width = uint64_t{sizes.slice.kv_heads.size()} * h.head_size;
   const uint64_t ffn = sizes.slice.ffn.size();
   uint64_t prepared = 0;
-  uint64_t scratch = backend.AttentionScratchFloats(h.head_size);
+  uint64_t scratch =
+      backend.AttentionScratch({rows, sizes.slice.heads.size(), h.head_size, sizes.context_tokens});
   for (uint64_t columns : {uint64_t{h.hidden_size}, attention_width, ffn}) {
     prepared = std::max<uint64_t>(prepared, backend.MatMulInputBytes(rows, columns));
     scratch = std::max<uint64_t>(scratch, backend.MatMulScratchFloats(rows, columns));
   }
   Activations a;
   a.block_tokens = sizes.block_tokens;
+  a.context_tokens = sizes.context_tokens;
   if (!device.on_host()) {
     ASSIGN_OR_RETURN(a.own_residual, FloatBuffer::Allocate(device, "residual stream", {rows, h.hidden_size}));
   }
@@ -68,6 +70,7 @@ void Activations::Place(const kernels::Backend& backend, size_t place, float* re
   args.rows = place;
   args.max_rows = max_rows();
   args.block_tokens = block_tokens;
+  args.context_tokens = context_tokens;
   args.buffer = tables.data();
   args.staging = tables_staging.data();
   rows = backend.PlaceBatch(args);

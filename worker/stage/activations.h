@@ -61,6 +61,7 @@ struct Activations {
 
  private:
   uint32_t block_tokens = 0;
+  uint32_t context_tokens = 0;
 };
 
 }  // namespace millrace
