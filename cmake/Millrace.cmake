@@ -39,16 +39,17 @@ function(millrace_program name output)
   set_target_properties(${name} PROPERTIES OUTPUT_NAME ${output})
 endfunction()
 
-# millrace_test(NAME SOURCES ... DEPS ... [LABELS ...]): a GoogleTest program, each case one ctest.
+# millrace_test(NAME SOURCES ... DEPS ... [LABELS ...] [MUCH_WORK]): a GoogleTest program, each case one ctest.
+# MUCH_WORK: what the test itself does takes longer than compiling it.
 function(millrace_test name)
-  cmake_parse_arguments(ARG "" "" "SOURCES;DEPS;LABELS" ${ARGN})
+  cmake_parse_arguments(ARG "MUCH_WORK" "" "SOURCES;DEPS;LABELS" ${ARGN})
   if(NOT ARG_LABELS)
     set(ARG_LABELS unit)
   endif()
   add_executable(${name} ${ARG_SOURCES})
   target_link_libraries(${name} PRIVATE millrace_build_flags ${ARG_DEPS} GTest::gmock_main)
   set(optimisation -O1)
-  if(MILLRACE_SANITIZE)
+  if(MILLRACE_SANITIZE AND NOT ARG_MUCH_WORK)
     set(optimisation -O0)
   endif()
   # -O1 is quicker to compile, and with sanitizers, where -O1 takes twice as long to compile as -O0, so is that. GCC 12
