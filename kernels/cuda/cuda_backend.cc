@@ -13,18 +13,19 @@ namespace {
 class OpTable final : public CudaBackend {
  public:
   OpTable(cudaStream_t stream, const DeviceTraits& traits)
-      : cublas_(CublasProducts::Make(&no_cublas_)), queue_(stream, traits) {
+      : no_cublas_(1), cublas_(CublasProducts::Make(&no_cublas_.front())), queue_(stream, traits) {
     queue_.UseCublas(cublas_.get());
   }
 
   absl::Status status() const override { return queue_.status(); }
   const CudaQueue& queue() const override { return queue_; }
   std::string numeric_class() const override {
-    return absl::StrCat("cuda/sm_", queue_.traits().capability, "/int8",
-                        cublas_ == nullptr ? "" : absl::StrCat("/cublas-", CublasProducts::Version()));
+    return absl::StrCat("cuda/sm_", queue_.traits().capability,
+                        cublas_ == nullptr ? "" : absl::StrCat("/cublas-", CublasProducts::Version()),
+                        "/int8");
   }
-  std::vector<std::string> report() const override {
-    return cublas_ == nullptr ? std::vector<std::string>{no_cublas_} : cublas_->report();
+  const std::vector<std::string>& report() const override {
+    return cublas_ == nullptr ? no_cublas_ : cublas_->report();
   }
   std::string name() const override { return absl::StrCat("sm_", queue_.traits().capability); }
   size_t threads() const override { return 1; }
@@ -76,7 +77,7 @@ class OpTable final : public CudaBackend {
   void Sample(const SampleArgs& args) const override { cuda::Sample(queue_, args); }
 
  private:
-  std::string no_cublas_;
+  std::vector<std::string> no_cublas_;  // why
   const std::unique_ptr<CublasProducts> cublas_;
   CudaQueue queue_;
 };

@@ -16,7 +16,7 @@ namespace millrace::kernels::cuda {
 
 // Quantised weights multiply activations rounded to 8 bits (ActivationType::kInt8), F16 and BF16 ones
 // activations rounded to their own type, F32 ones float32. KV types kF16 and kI8. Numeric class
-// "cuda/sm_90/int8/cublas-130200": one for each compute capability
+// "cuda/sm_90/cublas-130200/int8": one for each compute capability
 // and version of cuBLASLt; without that library "cuda/sm_90/int8".
 class CudaBackend : public Backend {
  public:
@@ -24,7 +24,7 @@ class CudaBackend : public Backend {
   virtual absl::Status status() const = 0;
   virtual const CudaQueue& queue() const = 0;
   // Lines for people on what cuBLASLt does and why, or why not; grows as matrices are packed.
-  virtual std::vector<std::string> report() const = 0;
+  virtual const std::vector<std::string>& report() const = 0;
 };
 
 // Ops are enqueued on `stream`, of the device of `traits`, which outlives the backend.

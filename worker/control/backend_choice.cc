@@ -75,11 +75,14 @@ absl::Status ChooseBackend(const std::string& library_path, StageBackendOptions*
 std::string BackendFamily(const StageBackendOptions& options) {
   if (options.cuda == nullptr) return "cpu";
   const std::vector<int> devices = CudaDevicesOf(options);
-  const int capability = options.cuda->devices()[devices.front()].capability;
+  const CudaDeviceInfo& first = options.cuda->devices()[devices.front()];
   // Shards of one device do not use NCCL.
   const bool by_shards =
       options.collective == "allreduce" && std::set<int>(devices.begin(), devices.end()).size() > 1;
-  return absl::StrCat("cuda/sm_", capability, by_shards ? absl::StrCat("/allreduce-", options.shards) : "");
+  // Which of its algorithms multiplies F16 and BF16 weights is up to the version.
+  return absl::StrCat("cuda/sm_", first.capability,
+                      first.cublas_version == 0 ? "" : absl::StrCat("/cublas-", first.cublas_version),
+                      by_shards ? absl::StrCat("/allreduce-", options.shards) : "");
 }
 
 absl::StatusOr<std::string> CpuKernelsName(const std::string& isa) {

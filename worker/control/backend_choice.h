@@ -21,8 +21,8 @@ absl::Status CheckBackendFlags(const StageBackendOptions& options);
 // FAILED_PRECONDITION: "cuda" cannot be had; one line. `library_path`: as CudaLibraryPath gives it.
 absl::Status ChooseBackend(const std::string& library_path, StageBackendOptions* options);
 
-// The first part of the numeric class: "cpu", "cuda/sm_90", or "cuda/sm_90/allreduce-2" where the sums depend
-// on the number of shards.
+// The first part of the numeric class: "cpu", "cuda/sm_90", "cuda/sm_90/cublas-130200" where cuBLASLt can be
+// loaded, or "cuda/sm_90/allreduce-2" where the sums depend on the number of shards.
 std::string BackendFamily(const StageBackendOptions& options);
 
 // For people: "avx512vnni". Errors as kernels::MakeCpuBackend.

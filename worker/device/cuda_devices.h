@@ -30,6 +30,7 @@ struct CudaDeviceInfo {
   std::string name;    // "NVIDIA H100 80GB HBM3"
   int capability = 0;  // 10 * major + minor
   uint64_t memory_bytes = 0;
+  uint64_t cublas_version = 0;  // of cuBLASLt: 10000 * major + 100 * minor + patch; 0: there is none
 };
 
 // What the library exports, as MillraceCuda: both sides are compiled from the same headers, which build_id

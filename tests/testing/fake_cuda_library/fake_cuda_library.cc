@@ -10,7 +10,13 @@ absl::StatusOr<std::vector<CudaDeviceInfo>> ListDevices() {
 #ifdef NO_DRIVER
   return absl::FailedPreconditionError("there is no driver");
 #else
-  return std::vector<CudaDeviceInfo>{{"Fake 90", 90, 1600}, {"Fake 90", 90, 3200}, {"Fake 75", 75, 16}};
+#ifdef CUBLAS
+  constexpr uint64_t kCublas = 130200;
+#else
+  constexpr uint64_t kCublas = 0;
+#endif
+  return std::vector<CudaDeviceInfo>{
+      {"Fake 90", 90, 1600, kCublas}, {"Fake 90", 90, 3200, kCublas}, {"Fake 75", 75, 16, kCublas}};
 #endif
 }
 
@@ -30,5 +36,5 @@ constexpr const char* kId = kCudaBuildId;
 #ifdef NO_ENTRY
 #define MillraceCuda MillraceOther
 #endif
-extern "C" __attribute__((visibility("default"))) const millrace::CudaEntryPoints MillraceCuda = {
-    millrace::kId, millrace::ListDevices, millrace::Open};
+extern "C" __attribute__((visibility("default")))
+const millrace::CudaEntryPoints MillraceCuda = {millrace::kId, millrace::ListDevices, millrace::Open};

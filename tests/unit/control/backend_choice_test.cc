@@ -102,6 +102,10 @@ TEST(BackendChoiceTest, FallsBackToTheCpuOnlyWhenThatIsLeftToIt) {
               HasSubstr("there is no CUDA device 3"));
 }
 
+TEST(BackendChoiceTest, NamesTheVersionOfCublas) {
+  EXPECT_EQ(BackendFamily(Chosen("cuda", "cublas")), "cuda/sm_90/cublas-130200");
+}
+
 TEST(BackendChoiceTest, NamesWhatBitsDependOn) {
   StageBackendOptions options = Chosen("cuda", "three_devices", {0, 1});
   EXPECT_EQ(BackendFamily(options), "cuda/sm_90");

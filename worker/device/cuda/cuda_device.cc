@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/check.h"
+#include "common/log.h"
 #include "common/options.h"
 #include "common/status_macros.h"
 
@@ -111,6 +112,8 @@ uint64_t CudaDevice::FreeBytes() const {
 }
 
 void CudaDevice::Begin(const WorkName& work) {
+  const std::vector<std::string>& report = backend_->report();
+  for (; reported_ < report.size(); ++reported_) LogInfo(name(), ": ", report[reported_]);
   if (options_.watchdog == nullptr) return;
   options_.watchdog->Begin(options_.shard, {work.stage, work.microbatch, options_.work_limit});
 }

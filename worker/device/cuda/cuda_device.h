@@ -68,6 +68,7 @@ class CudaDevice final : public Device {
   cudaEvent_t done_ = nullptr;
   std::unique_ptr<kernels::cuda::CudaBackend> backend_;
   bool can_capture_ = true;
+  size_t reported_ = 0;  // lines of the backend's report
 };
 
 }  // namespace millrace

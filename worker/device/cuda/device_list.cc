@@ -3,6 +3,7 @@
 #include <cuda_runtime.h>
 
 #include "absl/strings/str_cat.h"
+#include "kernels/cuda/cublas_lt.h"
 
 namespace millrace {
 namespace {
@@ -43,7 +44,8 @@ absl::StatusOr<std::vector<CudaDeviceInfo>> ListCudaDevices() {
     if (const cudaError_t error = cudaGetDeviceProperties(&properties, device); error != cudaSuccess) {
       return Failed(error, absl::StrCat("cudaGetDeviceProperties of device ", device));
     }
-    devices[device] = {properties.name, 10 * properties.major + properties.minor, properties.totalGlobalMem};
+    devices[device] = {properties.name, 10 * properties.major + properties.minor, properties.totalGlobalMem,
+                       kernels::cuda::CublasProducts::Version()};
   }
   return devices;
 }
