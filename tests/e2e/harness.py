@@ -265,8 +265,10 @@ class Client:
 class Cluster:
     """A coordinator and its workers. As a context manager it is stopped in order, and every exit code must be 0."""
 
-    def __init__(self, model, folder, stages=2, layers=None, coordinator=(), worker=(), each_worker=None, wait=True):
-        """`worker`: options of all workers; `each_worker`: further ones, a list for each stage."""
+    def __init__(self, model, folder, stages=2, layers=None, coordinator=(), worker=(), each_worker=None, each_env=None,
+                 wait=True):
+        """`worker`: options of all workers; `each_worker`: further ones, a list for each stage; `each_env`: what is added to
+        the environment of each stage's worker."""
         self.model, self.folder, self.stages = str(model), folder, stages
         self.worker_args = list(worker)
         self.processes, self.workers, self.client = [], [], None
@@ -278,7 +280,8 @@ class Cluster:
             self.coordinator = self._start("coordinator", command)
             self.address = self.coordinator.address()
             each = each_worker or [()] * stages
-            self.workers = [self.start_worker(stage, *each[stage]) for stage in range(stages)]
+            envs = each_env or [None] * stages
+            self.workers = [self.start_worker(stage, *each[stage], env=envs[stage]) for stage in range(stages)]
             self.client = Client(self.address)
             if wait:
                 self.wait_serving()
@@ -286,19 +289,19 @@ class Cluster:
             self.kill()
             raise
 
-    def _start(self, name, command):
-        process = Process(name, command, self.folder)
+    def _start(self, name, command, env=None):
+        process = Process(name, command, self.folder, env={**os.environ, **(env or {})})
         self.processes.append(process)
         return process
 
-    def start_worker(self, stage=None, *extra, model=None):
+    def start_worker(self, stage=None, *extra, model=None, env=None):
         """Starts a worker for a stage (None: any). Not waited for, and not put in `workers`."""
         command = [BIN / "millrace-worker", "--coordinator", self.address, *self.worker_args, *extra]
         if stage is not None:
             command += ["--stage", stage]
         if model is not None:
             command += ["--model", model]
-        return self._start(f"worker{'' if stage is None else stage}", command)
+        return self._start(f"worker{'' if stage is None else stage}", command, env)
 
     def wait_serving(self, seconds=PATIENCE):
         def check():
