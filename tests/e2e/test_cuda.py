@@ -12,8 +12,6 @@ NO_END = {"ignore_eos": True}
 PROMPT = [(7919 * i) % 49000 + 100 for i in range(37)]
 DEVICE_LOST = 3
 
-pytestmark = pytest.mark.skipif(not LIBRARY.exists(), reason="built without CUDA's headers")
-
 
 def messages():
     make = harness.request
