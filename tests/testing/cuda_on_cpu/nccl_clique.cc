@@ -54,7 +54,7 @@ void NcclClique::Run(int rank, const std::vector<NcclOp>& ops) {
     }
   }
   for (const auto& [peer, message] : sent) {
-    changed_.wait(lock, [&] { return message->taken || aborted_[rank]; });
+    changed_.wait(lock, [&, &message = message] { return message->taken || aborted_[rank]; });
     // Nobody reads memory that its owner has taken back.
     if (!message->taken) std::erase(messages_[{rank, peer}], message);
   }
