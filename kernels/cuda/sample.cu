@@ -144,7 +144,7 @@ __device__ __forceinline__ Prefix Descend(Shared* shared, const Tokens& tokens, 
     }
     __syncthreads();
     if (threadIdx.x == 0) {
-      if ((within.key & mask) == chosen) {
+      if (within.ties > 0 && (within.key & mask) == chosen) {
         shared->bins[within.key >> shift & (kDigits - 1)] += within.ties * weight(ValueOf(within.key));
       }
       // The lowest digit that has any weight, unless the target is reached before.
@@ -166,7 +166,8 @@ __device__ __forceinline__ Prefix Descend(Shared* shared, const Tokens& tokens, 
     mask |= static_cast<uint32_t>(kDigits - 1) << shift;
     __syncthreads();
   }
-  const Word each = weight(ValueOf(chosen));
+  // No value has the key of a prefix of everything.
+  const Word each = chosen == 0 ? 0 : weight(ValueOf(chosen));
   uint32_t ties = within.ties;
   if (chosen != within.key) {
     Word mine = 0;

@@ -32,6 +32,7 @@ struct Copy {
 };
 
 void RunCopy(const Copy& copy) {
+  if (copy.width == 0) return;  // the pointers may be null
   for (size_t row = 0; row < copy.rows; ++row) {
     std::memcpy(static_cast<char*>(copy.to) + row * copy.to_pitch,
                 static_cast<const char*>(copy.from) + row * copy.from_pitch, copy.width);
