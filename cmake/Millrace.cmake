@@ -39,10 +39,12 @@ function(millrace_program name output)
   set_target_properties(${name} PROPERTIES OUTPUT_NAME ${output})
 endfunction()
 
-# millrace_test(NAME SOURCES ... DEPS ... [LABELS ...] [MUCH_WORK]): a GoogleTest program, each case one ctest.
+# millrace_test(NAME SOURCES ... DEPS ... [LABELS ...] [SLOW FILTER] [MUCH_WORK]): a GoogleTest program, each case one
+# ctest. SLOW: cases, as GoogleTest's filters name them, that get the label `slow` instead: with a sanitizer they take
+# minutes and reach no code that others do not.
 # MUCH_WORK: what the test itself does takes longer than compiling it.
 function(millrace_test name)
-  cmake_parse_arguments(ARG "MUCH_WORK" "" "SOURCES;DEPS;LABELS" ${ARGN})
+  cmake_parse_arguments(ARG "MUCH_WORK" "SLOW" "SOURCES;DEPS;LABELS" ${ARGN})
   if(NOT ARG_LABELS)
     set(ARG_LABELS unit)
   endif()
@@ -58,7 +60,11 @@ function(millrace_test name)
   target_compile_options(${name} PRIVATE ${optimisation}
     "$<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized;-Wno-restrict>")
   set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
-  gtest_discover_tests(${name} DISCOVERY_TIMEOUT 60
-    PROPERTIES LABELS "${ARG_LABELS}" TIMEOUT 300
-    WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
+  set(discover DISCOVERY_TIMEOUT 60 WORKING_DIRECTORY ${PROJECT_SOURCE_DIR} PROPERTIES TIMEOUT 300)
+  if(ARG_SLOW)
+    gtest_discover_tests(${name} TEST_FILTER "${ARG_SLOW}" TEST_LIST ${name}_slow ${discover} LABELS slow)
+    gtest_discover_tests(${name} TEST_FILTER "-${ARG_SLOW}" ${discover} LABELS "${ARG_LABELS}")
+  else()
+    gtest_discover_tests(${name} ${discover} LABELS "${ARG_LABELS}")
+  endif()
 endfunction()

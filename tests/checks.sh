@@ -6,11 +6,12 @@
 #   format   clang-format 14 on every source; shell scripts parse
 #   rules    include rules, sizes, protos, stray text (tests/rules)
 #   cuda     no CUDA kernel spills registers (after a build with nvcc)
-#   asan     all C++ tests, built by clang with AddressSanitizer, UndefinedBehaviorSanitizer and -Wthread-safety
+#   asan     the C++ tests but slow ones, built by clang with AddressSanitizer, UndefinedBehaviorSanitizer and -Wthread-safety
 #   fuzz     every libFuzzer target for FUZZ_SECONDS (default 20) from its corpus, in the same build
+#   slow     what asan leaves out, in the same build; only when named
 #   tsan     the tests of everything but RPC under ThreadSanitizer
 #
-# Exit 0 if all of them pass; each failure is named at the end.
+# Exit 0 if all that were asked for pass; each failure is named at the end.
 set -uo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(dirname "$here")
@@ -53,12 +54,13 @@ check_cuda() {
   return "$code"
 }
 
-# build_and_test FOLDER LABELS-TO-LEAVE-OUT CMAKE-OPTION...
+# build_and_test FOLDER "CTEST-OPTION..." CMAKE-OPTION...
 build_and_test() {
-  local folder=$root/$1 without=$2
+  local folder=$root/$1 which
+  read -r -a which <<<"$2"
   shift 2
   configure_build "$folder" "$@" && NINJA_STATUS='      [%f/%t, %es] ' cmake --build "$folder" --parallel "$(build_jobs)" >&2 || return 1
-  ctest --test-dir "$folder" --parallel "$(nproc)" --output-on-failure --no-tests=error ${without:+-LE "$without"} \
+  ctest --test-dir "$folder" --parallel "$(nproc)" --output-on-failure --no-tests=error "${which[@]}" \
     >"$folder/ctest.log" 2>&1
   local code=$?
   if [ "$code" != 0 ]; then grep -vE '^ *[0-9]+/[0-9]+ Test .* Passed|^ *Start ' "$folder/ctest.log" | tail -n 120 >&2; fi
@@ -71,10 +73,11 @@ export ASAN_OPTIONS=detect_leaks=1:strict_string_checks=1:detect_stack_use_after
 export UBSAN_OPTIONS=print_stacktrace=1
 export TSAN_OPTIONS=second_deadlock_stack=1
 
-# Tests labelled `model` repeat with the real weights what tests on small ones have done; too slow with a sanitizer.
-check_asan() { build_and_test build-asan model "${SANITIZED[@]}" -DMILLRACE_SANITIZE=address,undefined -DMILLRACE_FUZZ=ON; }
+# Tests labelled `model` or `slow` repeat with much work what others have done with little; too slow with a sanitizer.
+check_asan() { build_and_test build-asan '-LE model|slow' "${SANITIZED[@]}" -DMILLRACE_SANITIZE=address,undefined -DMILLRACE_FUZZ=ON; }
+check_slow() { build_and_test build-asan '-L slow' "${SANITIZED[@]}" -DMILLRACE_SANITIZE=address,undefined -DMILLRACE_FUZZ=ON; }
 # Those labelled `one_thread` have nothing to show the thread sanitizer and take minutes under it.
-check_tsan() { build_and_test build-tsan 'model|one_thread' "${SANITIZED[@]}" -DMILLRACE_SANITIZE=thread -DMILLRACE_RPC=OFF; }
+check_tsan() { build_and_test build-tsan '-LE model|slow|one_thread' "${SANITIZED[@]}" -DMILLRACE_SANITIZE=thread -DMILLRACE_RPC=OFF; }
 
 check_fuzz() {
   local target name work code=0 count=0

@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
 # From nothing to tested: installs packages, builds everything in build/, gets the model, runs all tests.
 #
-#   tests/run.sh [--fast]
+#   tests/run.sh [--fast | --full]
 #
 #   --fast   leave out installing and the tests that need the real model or more than one process
+#   --full   more than any change must pass, an hour or two: every golden prompt on CUDA devices as they run on the CPU,
+#            and the C++ tests that are slow with sanitizers, with them
 #
 # The last line is "N passed, N failed". Exit 0 only if something ran and nothing failed.
 set -euo pipefail
@@ -11,10 +13,11 @@ here=$(cd "$(dirname "$0")" && pwd)
 root=$(dirname "$here")
 . "$root/deploy/common.sh"
 
-fast=0
+fast=0 full=0
 for arg in "$@"; do
   case "$arg" in
     --fast) fast=1 ;;
+    --full) full=1 ;;
     -h|--help) print_header_comment; exit 0 ;;
     *) usage_error "unknown argument '$arg'" ;;
   esac
@@ -33,7 +36,9 @@ trap conclude EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-STEP_TOTAL=$((6 - 2 * fast))
+[ $((fast + full)) -lt 2 ] || usage_error "--fast or --full, not both"
+
+STEP_TOTAL=$((6 - 2 * fast + 2 * full))
 if [ "$fast" = 0 ]; then
   begin_step "Packages"
   "$root/deploy/install_packages.sh" --tests
@@ -75,6 +80,15 @@ export MILLRACE_BIN=$build/bin
 (cd "$root" && PYTHONDONTWRITEBYTECODE=1 "$python_env/bin/python" -m pytest -c "$here/pytest.ini" --rootdir "$root" -p no:cacheprovider \
   --junit-xml "$results/pytest.xml" "${paths[@]}" >&2) || failures=1
 end_step
+
+if [ "$full" = 1 ]; then
+  begin_step "Every golden prompt on CUDA devices as they run on the CPU"
+  MILLRACE_FULL=1 "$build/tests/cuda_accuracy_test" --gtest_output="xml:$results/cuda_accuracy.xml" >&2 || failures=1
+  end_step
+  begin_step "Slow C++ tests with sanitizers"
+  "$here/checks.sh" slow || failures=1
+  end_step
+fi
 
 # Prints each failure and, last, the count; a skipped test is one that failed to run.
 if ! counted=$("$python_env/bin/python" "$here/count_results.py" "$results/ctest.xml" "$results/pytest.xml"); then failures=1; fi

@@ -80,12 +80,12 @@ GuardedFloats::GuardedFloats(const std::vector<float>& values) : GuardedFloats(v
 }
 
 bool GuardedFloats::Intact() const {
+  const auto guarded = [](const uint8_t* begin, const uint8_t* end) {
+    return std::all_of(begin, end, [](uint8_t byte) { return byte == kGuard; });
+  };
   const uint8_t* begin = reinterpret_cast<const uint8_t*>(data_);
-  const uint8_t* end = begin + count_ * sizeof(float);
-  for (const uint8_t* p = storage_.data(); p != storage_.data() + storage_.size(); ++p) {
-    if ((p < begin || p >= end) && *p != kGuard) return false;
-  }
-  return true;
+  return guarded(storage_.data(), begin) &&
+         guarded(begin + count_ * sizeof(float), storage_.data() + storage_.size());
 }
 
 bool HasMinimum(WeightType type) {
