@@ -31,8 +31,9 @@ DATASHEETS = (
 class CudaOurs(Ours):
     """A cluster of one worker on one device."""
 
-    def __init__(self, model, device):
-        self.cluster = Cluster(model, 1, coordinator=["--context", CONTEXT_TOKENS], worker=["--backend", "cuda", "--devices", device])
+    def __init__(self, model, device, coordinator=(), worker=()):
+        self.cluster = Cluster(model, 1, coordinator=["--context", CONTEXT_TOKENS, *coordinator],
+                               worker=["--backend", "cuda", "--devices", device, *worker])
         self.warm_sequences = 0
         self.lead = 2
 
@@ -124,9 +125,11 @@ def model_rows(model, device):
 
 def smoke_model(model, device, stand_in):
     """One request through a worker on CUDA; on the stand-in where there is no device."""
-    if stand_in:
+    coordinator, worker = [], []
+    if stand_in:  # a full microbatch takes it minutes
         os.environ.setdefault("MILLRACE_CUDA_LIBRARY", str(BIN.parent / "cuda_on_cpu" / "libmillrace_cuda.so"))
-    with CudaOurs(model, device) as ours:
+        coordinator, worker = ["--max-rows", 4, "--max-running", 1], ["--profile", "off", "--watchdog", "10m"]
+    with CudaOurs(model, device, coordinator, worker) as ours:
         ours.cluster.load(mode="one-shot", sequences=1, prompt_tokens=4, output_tokens=2, seed=1)
 
 
