@@ -224,8 +224,8 @@ def test_timed_worker_serves(random_model, start_cluster, monkeypatch):
     import harness
     real = harness.Cluster._start
 
-    def start_timed(self, name, command, **options):
-        return real(self, name, [BIN / "timed_worker" if str(command[0]).endswith("millrace-worker") else command[0], *command[1:]], **options)
+    def start_timed(self, name, command, env=None):
+        return real(self, name, [BIN / "timed_worker" if str(command[0]).endswith("millrace-worker") else command[0], *command[1:]], env)
     monkeypatch.setattr(harness.Cluster, "_start", start_timed)
     cluster = start_cluster(random_model("f32"), worker=["--fixed", "20ms", "--per-row", "0"])
     began = time.monotonic()
