@@ -117,6 +117,7 @@ StreamOutcome RunGenerate(Client& client, const v1::GenerateRequest& request, ab
 std::string Summary(const v1::Finished& finished);
 
 // The subcommands. `args` without the program's and the subcommand's names; the exit code.
+int HealthCommand(const std::vector<std::string>& args);
 int GenerateCommand(const std::vector<std::string>& args);
 int ChatCommand(const std::vector<std::string>& args);
 int TokenizeCommand(const std::vector<std::string>& args);

@@ -21,6 +21,7 @@ constexpr Command kCommands[] = {
     {"tokenize", "show the tokens of a text", millrace::cli::TokenizeCommand},
     {"plan", "predict how a model would run on a cluster", millrace::cli::PlanCommand},
     {"status", "show server, model, load and stages", millrace::cli::StatusCommand},
+    {"health", "ask for health: exit code 0 if it is SERVING", millrace::cli::HealthCommand},
     {"trace", "record microbatches, to look at in Perfetto", millrace::cli::TraceCommand},
 };
 

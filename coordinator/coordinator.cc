@@ -3,7 +3,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <atomic>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -13,10 +12,12 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/bounded_queue.h"
+#include "common/health_state.h"
 #include "common/log.h"
 #include "common/process.h"
 #include "common/status_macros.h"
 #include "common/transport/channels.h"
+#include "common/transport/health_server.h"
 #include "common/transport/hop_listener.h"
 #include "common/transport/local_socket.h"
 #include "common/transport/secret.h"
@@ -93,7 +94,8 @@ absl::StatusOr<HostPort> AddPort(grpc::ServerBuilder& builder, const std::string
 // Thread: main.
 class Coordinator {
  public:
-  explicit Coordinator(const CoordinatorOptions& options) : options_(options), signals_(1) {}
+  explicit Coordinator(const CoordinatorOptions& options)
+      : options_(options), health_(options.health.liveness_timeout), signals_(1) {}
   ~Coordinator();
 
   absl::Status Run(const std::function<absl::Status(const CoordinatorAddresses&)>& on_listening);
@@ -106,18 +108,20 @@ class Coordinator {
   absl::StatusOr<CoordinatorAddresses> Listen();
   void AddClusterServices(grpc::ServerBuilder& builder);
   absl::Status BuildClusterServer(CoordinatorAddresses& addresses);
+  absl::Status ServeHealth();
   absl::Status ServeMetrics(CoordinatorAddresses& addresses);
   absl::Status WriteStatusFile(const CoordinatorAddresses& addresses) const;
-  void SetServing(bool serving);
+  void TellHealth(bool ready);
   void Drain();
 
   CoordinatorOptions options_;
   std::string secret_;
   std::string unix_address_;
+  HealthState health_;
+  std::unique_ptr<HealthServer> health_server_;  // null: none
   LoadedModel model_;
   std::vector<LayerRange> placement_;
   BoundedQueue<int> signals_;
-  std::atomic<bool> draining_{false};
   std::unique_ptr<Frontend> frontend_;
   std::unique_ptr<Engine> engine_;
   std::unique_ptr<HopListener> listener_;
@@ -129,6 +133,7 @@ class Coordinator {
 
 Coordinator::~Coordinator() {
   const auto soon = std::chrono::system_clock::now() + std::chrono::milliseconds(500);
+  health_.OnReadyChange(nullptr);
   metrics_.reset();
   if (frontend_ != nullptr) frontend_->Stop();
   if (server_ != nullptr) server_->Shutdown(soon);
@@ -192,7 +197,8 @@ void Coordinator::MakeEngine() {
   engine.vocabulary_size = model_.tokenizer->vocabulary_size();
   engine.activation_row_bytes = uint64_t{model_.hyper_parameters.hidden_size} * sizeof(float);
   engine.max_in_flight_limit = options_.max_in_flight;
-  engine.on_serving = [this](bool serving) { SetServing(serving && !draining_); };
+  engine.on_serving = [this](bool serving) { health_.SetReady(serving); };
+  engine.health = &health_;
   engine.on_ring_fault = [this](Epoch epoch, absl::Status why) {
     cluster_->ReportRingFault(epoch, std::move(why));
   };
@@ -217,6 +223,7 @@ void Coordinator::MakeCluster() {
   cluster.cluster.unix_address = unix_address_ = MakeUnixAddress();
   cluster.cluster.host_identity = HostIdentity();
   char* absolute = realpath(options_.model.c_str(), nullptr);
+  cluster.health = &health_;
   cluster.model_path = absolute == nullptr ? options_.model : absolute;
   free(absolute);
   cluster.max_rows = options_.max_rows;
@@ -276,7 +283,8 @@ absl::StatusOr<CoordinatorAddresses> Coordinator::Listen() {
     LogWarning("workers may join at ", addresses.cluster_listen,
                " without a secret; use --join-secret-file where others reach that address");
   }
-  SetServing(false);
+  TellHealth(false);
+  health_.OnReadyChange([this](bool ready) { TellHealth(ready); });
   return addresses;
 }
 
@@ -290,10 +298,20 @@ absl::Status Coordinator::ServeMetrics(CoordinatorAddresses& addresses) {
   return absl::OkStatus();
 }
 
-void Coordinator::SetServing(bool serving) {
-  if (server_ == nullptr || server_->GetHealthCheckService() == nullptr) return;
-  server_->GetHealthCheckService()->SetServingStatus("", serving);
-  server_->GetHealthCheckService()->SetServingStatus(kInferenceService, serving);
+// What clients hear who ask for health where they call.
+void Coordinator::TellHealth(bool ready) {
+  grpc::HealthCheckServiceInterface* service = server_->GetHealthCheckService();
+  if (service == nullptr) return;
+  for (const char* name : {"", kReadinessService, kInferenceService}) service->SetServingStatus(name, ready);
+}
+
+// Before anything that takes long, and before Listen asks gRPC to add services to every server.
+absl::Status Coordinator::ServeHealth() {
+  if (options_.health.listen.empty()) return absl::OkStatus();
+  ASSIGN_OR_RETURN(health_server_, HealthServer::Start(options_.health.listen, &health_));
+  std::printf("health at %s\n", health_server_->address().c_str());
+  std::fflush(stdout);
+  return absl::OkStatus();
 }
 
 // Written under another name first, so that whoever waits for the file never reads half of it.
@@ -303,6 +321,7 @@ absl::Status Coordinator::WriteStatusFile(const CoordinatorAddresses& addresses)
   std::ofstream file(part);
   file << "{\"listen\": \"" << addresses.listen << "\", \"cluster_listen\": \"" << addresses.cluster_listen
        << (addresses.metrics.empty() ? "" : "\", \"metrics\": \"" + addresses.metrics)
+       << (addresses.health.empty() ? "" : "\", \"health\": \"" + addresses.health)
        << "\", \"pid\": " << getpid() << "}\n";
   file.close();
   if (!file || std::rename(part.c_str(), options_.status_file.c_str()) != 0) {
@@ -315,8 +334,7 @@ absl::Status Coordinator::WriteStatusFile(const CoordinatorAddresses& addresses)
 void Coordinator::Drain() {
   LogInfo("stopping: ", frontend_->live_requests(), " requests in progress, grace time ",
           absl::FormatDuration(options_.grace));
-  draining_ = true;
-  SetServing(false);
+  health_.SetDraining(true);
   frontend_->BeginDrain();
   if (!frontend_->WaitIdle(options_.grace)) {
     LogWarning("grace time over: cancelling ", frontend_->live_requests(), " requests");
@@ -328,6 +346,7 @@ void Coordinator::Drain() {
 
 absl::Status Coordinator::Run(const std::function<absl::Status(const CoordinatorAddresses&)>& on_listening) {
   SignalWatcher watcher([this](int signal) { signals_.Push(signal); });
+  RETURN_IF_ERROR(ServeHealth());
   RETURN_IF_ERROR(Prepare());
   frontend_->Start();
   engine_->Start();
@@ -342,7 +361,9 @@ absl::Status Coordinator::Run(const std::function<absl::Status(const Coordinator
     if (!addresses->metrics.empty())
       std::printf("metrics at http://%s/metrics\n", addresses->metrics.c_str());
     std::fflush(stdout);
+    if (health_server_ != nullptr) addresses->health = health_server_->address();
     status = WriteStatusFile(*addresses);
+    health_.SetStarted();
   }
   if (status.ok()) status = on_listening(*addresses);
   if (status.ok()) {

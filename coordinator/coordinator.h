@@ -10,6 +10,7 @@
 #include "absl/time/time.h"
 #include "common/numeric_choice.h"
 #include "common/options.h"
+#include "common/transport/health_server.h"
 #include "coordinator/planner/stage_costs.h"
 
 namespace millrace {
@@ -21,6 +22,7 @@ struct CoordinatorOptions {
   std::string listen = "127.0.0.1:50051";
   std::string cluster_listen;  // empty: the same as listen
   std::string metrics;         // host:port of Prometheus text; empty: none
+  HealthFlags health;
   std::string join_secret_file;
   std::string join_secret;  // used if there is no file
   std::string status_file;  // JSON with addresses and process id, written once it listens
@@ -74,6 +76,7 @@ struct CoordinatorAddresses {
   std::string listen;
   std::string cluster_listen;
   std::string metrics;  // empty: none
+  std::string health;   // empty: none
 };
 
 // Runs until a signal comes (OK) or something fails. `on_listening` is called once, before any worker is

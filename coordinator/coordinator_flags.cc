@@ -24,6 +24,7 @@ void CoordinatorFlags::Declare(OptionSet& set, bool with_join_secret) {
                     : "where workers join; default: loopback on one host, all interfaces on several");
   set.AddString("metrics", &options_.metrics, "HOST:PORT",
                 "answer Prometheus at http://HOST:PORT/metrics; port 0: any free one; default: off");
+  options_.health.Declare(set);
   if (with_join_secret) {
     set.AddString("join-secret-file", &options_.join_secret_file, "FILE",
                   "one line that coordinator and workers share");
@@ -109,6 +110,7 @@ absl::StatusOr<CoordinatorOptions> CoordinatorFlags::Finish() const {
     if (!address.ok())
       return absl::InvalidArgumentError(absl::StrCat(flag, ": ", address.status().message()));
   }
+  if (const absl::Status health = result.health.Check(); !health.ok()) return health;
   if (block_tokens_ % 16 != 0) {
     return absl::InvalidArgumentError(
         absl::StrCat("--kv-block-tokens: ", block_tokens_, " is not a multiple of 16"));

@@ -120,7 +120,9 @@ void ClusterController::ReportRingFault(Epoch epoch, absl::Status why) {
 }
 
 void ClusterController::RunLoop() {
+  HealthState::Loop turns(options_.health, "cluster");
   while (!events_.closed()) {
+    turns.Tick();
     for (Event& event : events_.PopAll(WaitTime())) Handle(std::move(event));
     const absl::Time now = Clock::Steady().Now();
     if (stop_until_.has_value()) {
@@ -140,8 +142,9 @@ void ClusterController::RunLoop() {
 
 absl::Duration ClusterController::WaitTime() const {
   const absl::Time next = stop_until_.has_value() ? *stop_until_ : state_.NextTick();
-  if (next == absl::InfiniteFuture()) return absl::InfiniteDuration();
-  return std::max(next - Clock::Steady().Now(), absl::ZeroDuration());
+  const absl::Duration longest = options_.health == nullptr ? absl::InfiniteDuration() : kLongestLoopWait;
+  if (next == absl::InfiniteFuture()) return longest;
+  return std::clamp(next - Clock::Steady().Now(), absl::ZeroDuration(), longest);
 }
 
 void ClusterController::Handle(Event event) {

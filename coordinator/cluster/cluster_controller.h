@@ -9,6 +9,7 @@
 #include <variant>
 
 #include "common/bounded_queue.h"
+#include "common/health_state.h"
 #include "common/transport/hop_listener.h"
 #include "coordinator/cluster/cluster_state.h"
 #include "coordinator/cluster/worker_session.h"
@@ -24,6 +25,7 @@ struct ClusterControllerOptions {
   uint32_t max_in_flight = 0;
   uint32_t block_tokens = 0;
   uint32_t context_tokens = 0;
+  HealthState* health = nullptr;  // outlives the controller; null: nobody asks whether the loop turns
   // Told of every change of state. Thread: cluster.
   std::function<void(PipelineState)> on_state;
 };

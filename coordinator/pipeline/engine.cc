@@ -156,7 +156,11 @@ void Engine::Observe(std::weak_ptr<MicrobatchObserver> observer) {
 }
 
 void Engine::RunLoop() {
-  while (!inbox_.closed() || inbox_.size() > 0) RunOnce();
+  HealthState::Loop turns(options_.health, "engine");
+  while (!inbox_.closed() || inbox_.size() > 0) {
+    RunOnce();
+    turns.Tick();
+  }
   LoseRing(absl::UnavailableError("the server is stopping"), options_.clock->Now());
   HandOverActions();
 }
@@ -176,7 +180,8 @@ absl::Duration Engine::WaitTime() const {
   const absl::Duration until = deadline == absl::InfiniteFuture()
                                    ? absl::InfiniteDuration()
                                    : std::max(deadline - options_.clock->Now(), absl::ZeroDuration());
-  return held_back_ ? std::min(until, kSinkPoll) : until;
+  if (held_back_) return std::min(until, kSinkPoll);
+  return options_.health == nullptr ? until : std::min(until, kLongestLoopWait);
 }
 
 void Engine::Handle(Event event, absl::Time now) {

@@ -15,6 +15,7 @@
 
 #include "common/bounded_queue.h"
 #include "common/clock.h"
+#include "common/health_state.h"
 #include "common/hop_message.h"
 #include "common/mutex.h"
 #include "coordinator/pipeline/bubble_meter.h"
@@ -39,6 +40,7 @@ struct EngineOptions {
   uint64_t activation_row_bytes = 0;      // that a row takes over a hop between stages
   uint32_t max_in_flight_limit = 64;      // no ring has a larger window
   const Clock* clock = &Clock::Steady();
+  HealthState* health = nullptr;  // outlives the engine; null: nobody asks whether the loop turns
   // The ring gave results that cannot be: it should be given up. Thread: engine.
   std::function<void(Epoch, absl::Status)> on_ring_fault;
   // Requests run from now on, or no longer; what Snapshot() tells has changed before. Thread: engine.

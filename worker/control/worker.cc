@@ -15,6 +15,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "common/bounded_queue.h"
+#include "common/health_state.h"
 #include "common/log.h"
 #include "common/process.h"
 #include "common/status_macros.h"
@@ -47,12 +48,14 @@ constexpr absl::Duration kProgressInterval = absl::Seconds(1);
 // Thread: control (the main thread) unless said otherwise.
 class Worker {
  public:
-  explicit Worker(const WorkerOptions& options) : options_(options), events_(kEventCapacity) {}
+  explicit Worker(const WorkerOptions& options)
+      : options_(options), health_(options.health.liveness_timeout), events_(kEventCapacity) {}
   ~Worker();
 
   absl::Status Run();
 
  private:
+  absl::Status ServeHealth();
   absl::Status Prepare();
   absl::Status Listen();
   void OpenSession();
@@ -74,6 +77,9 @@ class Worker {
   std::string ring_address_;
   std::string unix_address_;  // empty: hops by TCP only
   uint64_t epoch_ = 0;
+  HealthState health_;
+  std::unique_ptr<HealthServer> health_server_;  // null: none
+  HealthState::Loop turns_{&health_, "control"};
   BoundedQueue<WorkerEvent> events_;
   std::string kernels_;  // for people: the instruction set
   EpochRouter router_;
@@ -100,6 +106,15 @@ Worker::~Worker() {
   host_.reset();
 }
 
+// Before anything that takes long.
+absl::Status Worker::ServeHealth() {
+  if (options_.health.listen.empty()) return absl::OkStatus();
+  ASSIGN_OR_RETURN(health_server_, HealthServer::Start(options_.health.listen, &health_));
+  std::printf("health at %s\n", health_server_->address().c_str());
+  std::fflush(stdout);
+  return absl::OkStatus();
+}
+
 absl::Status Worker::Prepare() {
   RaiseFileLimit();
   WarnIfConfined(static_cast<int>(options_.backends.shards));
@@ -124,6 +139,7 @@ absl::Status Worker::Prepare() {
   host.make_stage = options_.make_stage;
   host.on_failed = [this](Epoch epoch, absl::Status why) { SendStageFailed(epoch, why); };
   host.on_progress = [this, last = absl::InfinitePast()](uint64_t done, uint64_t total) mutable {
+    turns_.Tick();
     const absl::Time now = Clock::Steady().Now();
     if (done < total && now - last < kProgressInterval) return;
     last = now;
@@ -298,6 +314,7 @@ absl::Status Worker::OnMeasure(const v1::Measure& measure) {
 
 void Worker::OnAssign(const v1::Assign& assign) {
   epoch_ = assign.epoch();
+  health_.SetReady(false);
   LogInfo("epoch ", assign.epoch(), ": stage ", assign.stage(), " of ", assign.num_stages(), ", layers ",
           assign.first_layer(), " to ", assign.first_layer() + assign.num_layers() - 1);
   v1::WorkerMessage answer;
@@ -315,6 +332,7 @@ void Worker::OnAssign(const v1::Assign& assign) {
 void Worker::OnActivate(const v1::Activate& activate) {
   const absl::Status status = host_->Activate(activate);
   if (!status.ok()) return SendStageFailed(Epoch(activate.epoch()), status);
+  health_.SetReady(true);
   v1::WorkerMessage answer;
   answer.mutable_ready()->set_epoch(activate.epoch());
   answer.mutable_ready()->set_hop(host_->hop_is_local() ? "unix" : "tcp");
@@ -351,7 +369,10 @@ std::optional<absl::Status> Worker::Handle(v1::CoordinatorMessage message) {
 }
 
 absl::Status Worker::Loop() {
-  while (std::optional<WorkerEvent> event = events_.Pop()) {
+  while (!events_.closed()) {
+    turns_.Tick();
+    std::optional<WorkerEvent> event = events_.Pop(kLongestLoopWait);
+    if (!event.has_value()) continue;
     if (auto* message = std::get_if<v1::CoordinatorMessage>(&*event)) {
       if (std::optional<absl::Status> end = Handle(std::move(*message))) return *end;
     } else if (auto* closed = std::get_if<SessionClosed>(&*event)) {
@@ -376,10 +397,13 @@ absl::Status Worker::Run() {
     stop = true;
     events_.Push(StopRequested{});
   });
+  RETURN_IF_ERROR(ServeHealth());
   RETURN_IF_ERROR(Prepare());
   RETURN_IF_ERROR(Listen());
+  health_.SetStarted();
   const absl::Status reached =
       WaitForCoordinator(options_.coordinator, options_.join_timeout, [&](absl::Duration waited) {
+        turns_.Tick();
         LogInfo("waiting for the coordinator at ", options_.coordinator, " (",
                 absl::FormatDuration(absl::Trunc(waited, absl::Seconds(1))), ")");
         return !stop.load();

@@ -9,6 +9,7 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "common/options.h"
+#include "common/transport/health_server.h"
 #include "worker/control/stage_backends.h"
 #include "worker/stage/stage_compute.h"
 
@@ -20,6 +21,7 @@ struct WorkerOptions {
   std::string advertise;    // host other workers use; empty: the listening one
   std::string model;        // empty: the coordinator's path
   std::optional<uint32_t> stage;
+  HealthFlags health;
   std::string join_secret_file;
   std::string join_secret;  // used if there is no file
   StageBackendOptions backends;
