@@ -1,0 +1,105 @@
+{{- define "millrace.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 40 | trimSuffix "-" -}}
+{{- end -}}
+
+{{/* At most 40 characters: the names of pods, with what is put behind it, must be host names. */}}
+{{- define "millrace.fullname" -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 40 | trimSuffix "-" -}}
+{{- else -}}
+{{- $name := include "millrace.name" . -}}
+{{- if contains $name .Release.Name -}}
+{{- .Release.Name | trunc 40 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name $name | trunc 40 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "millrace.selector" -}}
+app.kubernetes.io/name: {{ include "millrace.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
+{{- define "millrace.labels" -}}
+{{ include "millrace.selector" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{- end -}}
+
+{{- define "millrace.image" -}}
+{{- $tag := .Values.image.tag | default (printf "%s%s" .Chart.AppVersion (ternary "-cuda" "" .Values.gpu.enabled)) -}}
+{{- if .Values.image.digest -}}
+{{- printf "%s@%s" .Values.image.repository .Values.image.digest -}}
+{{- else -}}
+{{- printf "%s:%s" .Values.image.repository $tag -}}
+{{- end -}}
+{{- end -}}
+
+{{/* What is put behind the names of group g: nothing for the first, so that one group has plain names. */}}
+{{- define "millrace.suffix" -}}
+{{- if gt (int .) 0 -}}-{{ . }}{{- end -}}
+{{- end -}}
+
+{{- define "millrace.joinSecretName" -}}
+{{- .Values.joinSecret.existingSecret | default (printf "%s-join" (include "millrace.fullname" .)) -}}
+{{- end -}}
+
+{{- define "millrace.tlsSecretName" -}}
+{{- .Values.tls.existingSecret | default (printf "%s-tls" (include "millrace.fullname" .)) -}}
+{{- end -}}
+
+{{- define "millrace.serverName" -}}
+{{- .Values.tls.serverName | default (include "millrace.fullname" .) -}}
+{{- end -}}
+
+{{- define "millrace.hasTls" -}}
+{{- if ne .Values.tls.mode "off" -}}true{{- end -}}
+{{- end -}}
+
+{{/* Flags of coordinator and workers. */}}
+{{- define "millrace.tlsArgs" -}}
+{{- if include "millrace.hasTls" . -}}
+- --tls-cert=/etc/millrace/tls/tls.crt
+- --tls-key=/etc/millrace/tls/tls.key
+- --tls-ca=/etc/millrace/tls/ca.crt
+- --tls-name={{ include "millrace.serverName" . }}
+{{- end }}
+{{- end -}}
+
+{{/* Flags of a client of the coordinator, on one line. */}}
+{{- define "millrace.clientTls" -}}
+{{- if include "millrace.hasTls" . }} --tls-ca=/etc/millrace/tls/ca.crt --tls-name={{ include "millrace.serverName" . }}{{- end -}}
+{{- end -}}
+
+{{- define "millrace.modelPath" -}}
+/models/{{ if .Values.model.download.url }}model.gguf{{ else }}{{ .Values.model.path }}{{ end }}
+{{- end -}}
+
+{{- define "millrace.gpusPerWorker" -}}
+{{- .Values.gpu.perWorker | default .Values.tensorParallel -}}
+{{- end -}}
+
+{{- define "millrace.securityContext" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+runAsNonRoot: true
+capabilities: {drop: [ALL]}
+seccompProfile: {type: RuntimeDefault}
+{{- end -}}
+
+{{- define "millrace.podSecurityContext" -}}
+runAsNonRoot: true
+runAsUser: 65532
+runAsGroup: 65532
+fsGroup: 65532
+fsGroupChangePolicy: OnRootMismatch
+seccompProfile: {type: RuntimeDefault}
+{{- end -}}
+
+{{/* Restarts pods when what they read at start changes. */}}
+{{- define "millrace.checksums" -}}
+checksum/join-secret: {{ include (print $.Template.BasePath "/join-secret.yaml") . | sha256sum }}
+checksum/config: {{ toJson (dict "model" .Values.model "serving" .Values.serving "tls" .Values.tls "stages" .Values.stages "layers" .Values.layers) | sha256sum }}
+{{- end -}}

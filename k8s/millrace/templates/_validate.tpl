@@ -1,0 +1,88 @@
+{{/* Values that contradict each other. What is wrong in itself, the schema says. */}}
+{{- define "millrace.validate" -}}
+{{- $v := .Values -}}
+{{- $sources := 0 -}}
+{{- range list $v.model.existingClaim $v.model.hostPath $v.model.image.reference $v.model.download.url -}}
+{{- if . -}}{{- $sources = add1 $sources -}}{{- end -}}
+{{- end -}}
+{{- if eq (int $sources) 0 -}}
+{{- fail "model: say where it comes from: set one of model.existingClaim, model.hostPath, model.image.reference, model.download.url" -}}
+{{- end -}}
+{{- if gt (int $sources) 1 -}}
+{{- fail "model: set only one of model.existingClaim, model.hostPath, model.image.reference, model.download.url" -}}
+{{- end -}}
+{{- if and (not $v.model.download.url) (not $v.model.path) -}}
+{{- fail "model.path: name the GGUF file within the source" -}}
+{{- end -}}
+{{- if and $v.model.download.url $v.model.path -}}
+{{- fail "model.path: the downloaded file has a name of its own; leave model.path empty" -}}
+{{- end -}}
+{{- if and $v.model.download.url (not $v.model.download.sha256) -}}
+{{- fail "model.download.sha256: needed with model.download.url, so that nothing else is served" -}}
+{{- end -}}
+{{- if and $v.model.image.reference (not (semverCompare ">=1.33-0" .Capabilities.KubeVersion.Version)) (not (.Capabilities.APIVersions.Has "millrace/image-volumes")) -}}
+{{- fail (printf "model.image.reference: image volumes need Kubernetes 1.33 or later, this is %s" .Capabilities.KubeVersion.Version) -}}
+{{- end -}}
+{{- if $v.layers -}}
+{{- if ne (len (splitList "," $v.layers)) (int $v.stages) -}}
+{{- fail (printf "layers: %q names %d stages, but stages is %d" $v.layers (len (splitList "," $v.layers)) (int $v.stages)) -}}
+{{- end -}}
+{{- end -}}
+{{- $least := add $v.drain.waitSeconds $v.drain.shutdownSeconds -}}
+{{- if le (int $v.terminationGracePeriodSeconds) (int $least) -}}
+{{- fail (printf "terminationGracePeriodSeconds: %d is too short: drain.waitSeconds and drain.shutdownSeconds take %d, so it must be longer" (int $v.terminationGracePeriodSeconds) (int $least)) -}}
+{{- end -}}
+{{- if lt (int $v.probes.periodSeconds) (int $v.probes.timeoutSeconds) -}}
+{{- fail "probes.timeoutSeconds: must not be longer than probes.periodSeconds" -}}
+{{- end -}}
+{{- if and $v.gpu.enabled (ne (include "millrace.gpusPerWorker" . | int) (int $v.tensorParallel)) -}}
+{{- fail (printf "gpu.perWorker: %d GPUs for %d shards: each shard has one GPU, so it must equal tensorParallel; for %d GPUs in all, stages x tensorParallel must be %d" (int $v.gpu.perWorker) (int $v.tensorParallel) (mul $v.stages $v.gpu.perWorker) (mul $v.stages $v.gpu.perWorker)) -}}
+{{- end -}}
+{{- if and (not $v.gpu.enabled) (or $v.gpu.runtimeClassName $v.gpu.nccl (gt (int $v.gpu.perWorker) 0)) -}}
+{{- fail "gpu: gpu.perWorker, gpu.runtimeClassName and gpu.nccl do nothing without gpu.enabled" -}}
+{{- end -}}
+{{- if and (eq $v.service.type "LoadBalancer") (eq $v.tls.mode "off") (not $v.service.allowPlaintext) -}}
+{{- fail "service.type: a LoadBalancer without TLS shows prompts and answers to whoever listens: set tls.mode, or service.allowPlaintext=true if something in front encrypts" -}}
+{{- end -}}
+{{- if and $v.service.loadBalancerSourceRanges (ne $v.service.type "LoadBalancer") -}}
+{{- fail "service.loadBalancerSourceRanges: only for service.type LoadBalancer" -}}
+{{- end -}}
+{{- if and (eq $v.tls.mode "existingSecret") (not $v.tls.existingSecret) -}}
+{{- fail "tls.existingSecret: name the secret for tls.mode existingSecret" -}}
+{{- end -}}
+{{- if and $v.tls.existingSecret (ne $v.tls.mode "existingSecret") -}}
+{{- fail (printf "tls.existingSecret: does nothing with tls.mode %s; set tls.mode existingSecret" $v.tls.mode) -}}
+{{- end -}}
+{{- if and (eq $v.tls.mode "certManager") (not $v.tls.certManager.issuerRef.name) -}}
+{{- fail "tls.certManager.issuerRef.name: name the issuer for tls.mode certManager" -}}
+{{- end -}}
+{{- if and $v.autoscaling.enabled (ne $v.mode "lws") -}}
+{{- fail (printf "autoscaling: whole groups can be scaled with mode lws only, not %s: a coordinator and its workers would be scaled apart" $v.mode) -}}
+{{- end -}}
+{{- if and $v.autoscaling.enabled (gt (int $v.autoscaling.minReplicas) (int $v.autoscaling.maxReplicas)) -}}
+{{- fail "autoscaling.minReplicas: must not exceed autoscaling.maxReplicas" -}}
+{{- end -}}
+{{- if and $v.autoscaling.enabled (not $v.metrics.enabled) -}}
+{{- fail "autoscaling: needs metrics.enabled, which tells how many requests wait" -}}
+{{- end -}}
+{{- if and $v.autoscaling.enabled (eq $v.autoscaling.type "keda") (not $v.autoscaling.prometheusAddress) -}}
+{{- fail "autoscaling.prometheusAddress: where Prometheus answers, for autoscaling.type keda" -}}
+{{- end -}}
+{{- if and (not $v.metrics.enabled) (or $v.metrics.serviceMonitor.enabled $v.metrics.prometheusRule.enabled $v.metrics.dashboard.enabled) -}}
+{{- fail "metrics: serviceMonitor, prometheusRule and dashboard need metrics.enabled" -}}
+{{- end -}}
+{{- if eq $v.mode "mpijob" -}}
+{{- if not $v.mpijob.enableSsh -}}
+{{- fail "mode mpijob: pods of an MPIJob start each other by SSH; set mpijob.enableSsh=true to accept that, or use mode statefulset or lws, which need none" -}}
+{{- end -}}
+{{- if gt (int $v.replicas) 1 -}}
+{{- fail "mode mpijob: a job is one group; set replicas to 1" -}}
+{{- end -}}
+{{- if ne $v.tls.mode "off" -}}
+{{- fail "mode mpijob: TLS between the ranks of a job is not offered; use mode statefulset or lws" -}}
+{{- end -}}
+{{- if ne $v.service.type "ClusterIP" -}}
+{{- fail "mode mpijob: a job has no Service; use mode statefulset or lws for serving" -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
