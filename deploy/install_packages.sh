@@ -41,6 +41,7 @@ clang-14                  thread-safety analysis and fuzzing
 clang-format-14           format
 libclang-rt-14-dev        sanitizer and fuzzer runtimes of clang
 iproute2                  network namespaces stand for hosts
+iptables                  Services and network policies of the tests' pods
 procps                    looking at processes
 '
 

@@ -75,7 +75,7 @@ end_step
 
 begin_step "Python tests: rules, and real processes as clients see them"
 paths=("$here/rules")
-[ "$fast" = 1 ] || paths+=("$here/e2e")
+[ "$fast" = 1 ] || paths+=("$here/e2e" "$here/k8s")
 export MILLRACE_BIN=$build/bin
 (cd "$root" && PYTHONDONTWRITEBYTECODE=1 "$python_env/bin/python" -m pytest -c "$here/pytest.ini" --rootdir "$root" -p no:cacheprovider \
   --junit-xml "$results/pytest.xml" "${paths[@]}" >&2) || failures=1
