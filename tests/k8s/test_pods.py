@@ -1,8 +1,14 @@
-"""The chart's own output, run for real: pods in namespaces, with everything Kubernetes would do to them played by pod_runner."""
+"""The chart's own output, run for real: pods in namespaces, with everything Kubernetes would do to them played by pod_runner.
+
+The tests of a file run in its order, and those with `cluster` share one installation, which each leaves ready.
+"""
+import contextlib
 import json
 import os
 import pathlib
+import signal
 import subprocess
+import sys
 import time
 
 import pytest
@@ -16,11 +22,15 @@ BIN = pathlib.Path(os.environ.get("MILLRACE_BIN", ROOT / "build" / "bin"))
 PROGRAMS = ("millrace", "millrace-coordinator", "millrace-worker")
 # Of the model's golden cases; tokens after a choice as narrow as this may differ.
 MARGIN = 0.05
+DRAIN, SHUTDOWN, GRACE = 8, 2, 12
+PATIENCE = 60.0
 
 
 def values(model):
+    """Short periods, so that the tests are; everything else is the chart's."""
     return {"model": {"path": model.name, "hostPath": str(model.parent)}, "serving": {"activations": "f32"},
             "probes": {"periodSeconds": 1, "timeoutSeconds": 1},
+            "drain": {"waitSeconds": DRAIN, "shutdownSeconds": SHUTDOWN}, "terminationGracePeriodSeconds": GRACE,
             "worker": {"extraArgs": ["--threads=1", "--profile=off"]}}
 
 
@@ -39,13 +49,13 @@ def objects(tmp_path_factory, real_model):
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory, objects):
-    """The chart, installed. Tests leave it ready."""
+    """The chart, installed."""
     image = Image(programs=tuple((name, str(BIN / name)) for name in PROGRAMS), folders=(("/var/cache/millrace", 65532),))
     begun = time.monotonic()
     with Cluster(tmp_path_factory.mktemp("cluster"), image=lambda reference: image, backoff=1.0) as running:
         running.apply(objects)
-        running.wait_rolled_out(60)
-        print(f"rolled out in {time.monotonic() - begun:.1f} s")
+        running.wait_rolled_out(PATIENCE)
+        print(f"installed: all pods ready after {time.monotonic() - begun:.1f} s")
         yield running
 
 
@@ -55,23 +65,156 @@ def until_narrow(case, most):
     return case["greedy"][:min(wide, most)]
 
 
-def client_pod(name, command, **spec):
-    return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": {"app": name}},
-            "spec": {"restartPolicy": "Never", "terminationGracePeriodSeconds": 60,
-                     "containers": [{"name": "main", "image": "client", "command": command, **spec}]}}
+def component(cluster, name):
+    return [pod for pod in cluster.pods(app_kubernetes_io_component=name) if not pod.deleting]
 
 
-def generate(cluster, case, count):
-    pod = client_pod("client", ["millrace", "generate", "--server=m-millrace:50051", "--json", f"--max-tokens={count}",
-                                "--temperature=0", "--timeout=30s", case["text"]])
-    succeeded, output = cluster.run_pod(pod)
-    assert succeeded, output
-    events = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
-    return [token for event in events for token in event.get("tokens", {}).get("token_ids", ())]
+def coordinator(cluster):
+    pod, = component(cluster, "coordinator")
+    return pod
+
+
+def pod_object(name, command, labels=None, namespace="default", **spec):
+    """A pod of one container `main`; `spec` goes to the container, except `pod`, which goes to the pod."""
+    pod = spec.pop("pod", {})
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": namespace, "labels": labels or {"app": name}},
+            "spec": {"restartPolicy": "Never", "containers": [{"name": "main", "image": "any", "command": command, **spec}], **pod}}
+
+
+def events_of(cluster, pod, *kinds):
+    return [event for event in cluster.happened(pod.name) if event.what in kinds]
 
 
 def test_generate_through_the_service_gives_the_golden_tokens(cluster, golden):
     case = golden["capital"]
     tokens = until_narrow(case, 16)
     assert len(tokens) >= 5
-    assert generate(cluster, case, len(tokens)) == tokens
+    succeeded, output = cluster.run_pod(pod_object("client", [
+        "millrace", "generate", "--server=m-millrace:50051", "--json", f"--max-tokens={len(tokens)}", "--temperature=0", "--timeout=30s",
+        case["text"]]))
+    assert succeeded, output
+    events = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+    assert [token for event in events for token in event.get("tokens", {}).get("token_ids", ())] == tokens
+
+
+def test_containers_are_confined_as_the_chart_says(cluster):
+    for pod in (coordinator(cluster), *component(cluster, "worker")):
+        shell = lambda text: cluster.execute(pod, ["/bin/sh", "-c", text])  # noqa: E731, B023
+        assert shell("id -u; hostname; cat /proc/1/comm")[1].split() == ["65532", pod.name, pod.life().container.command[0][15:30]]
+        code, output = shell("touch /usr/local/bin/x /models/x /etc/x /x")
+        assert code != 0 and output.count("Read-only file system") == 4, output
+        assert shell("touch /tmp/x && rm /tmp/x")[0] == 0
+        status = dict(line.split(":\t", 1) for line in (pathlib.Path("/proc") / str(pod.life().container.pid) / "status").read_text().splitlines())
+        assert (status["CapEff"], status["CapBnd"], status["NoNewPrivs"]) == ("0" * 16, "0" * 16, "1")
+
+
+def test_names_of_services_and_pods_resolve(cluster):
+    pod = coordinator(cluster)
+    for index in range(2):
+        code, output = cluster.execute(pod, ["getent", "ahostsv4", f"m-millrace-worker-{index}.m-millrace-worker"])
+        assert code == 0 and output.split()[0] == cluster.pod(f"m-millrace-worker-{index}").address, output
+    code, output = cluster.execute(pod, ["getent", "ahostsv4", "m-millrace-coordinator.default.svc.cluster.local"])
+    assert output.split()[0] == pod.address
+    assert cluster.execute(pod, ["getent", "hosts", "no-such-service"])[0] != 0
+
+
+SHELL = """
+trap 'echo told to end >/dev/termination-log; echo term' TERM
+while :; do sleep 0.05; done
+"""
+
+
+def test_the_order_in_which_a_pod_lives_and_ends(cluster):
+    """What the runner plays, seen at a pod of our own: init container, probes, restart by liveness, preStop, SIGTERM, grace, SIGKILL."""
+    volume = {"volumeMounts": [{"name": "work", "mountPath": "/work"}]}
+    pod = cluster.start_pod(pod_object(
+        "order", ["/bin/sh", "-c", SHELL], **volume,
+        env=[{"name": "WHERE", "value": "/work"}], args=["$(WHERE)"],
+        startupProbe={"exec": {"command": ["test", "-e", "/work/init"]}, "periodSeconds": 1},
+        livenessProbe={"exec": {"command": ["test", "!", "-e", "/work/bad"]}, "periodSeconds": 1, "failureThreshold": 2,
+                       "terminationGracePeriodSeconds": 1},
+        readinessProbe={"exec": {"command": ["test", "-e", "/work/ready"]}, "periodSeconds": 1},
+        lifecycle={"preStop": {"exec": {"command": ["/bin/sh", "-c", "rm -f /work/bad; echo said goodbye"]}}},
+        pod={"restartPolicy": "Always", "terminationGracePeriodSeconds": 3, "volumes": [{"name": "work", "emptyDir": {}}],
+             "initContainers": [{"name": "init", "image": "any", "command": ["touch", "/work/init"], **volume}]}))
+    cluster.wait(lambda: len(pod.lives) == 1 and pod.life().name == "main" and pod.life().started, "the startup probe succeeded")
+    assert not pod.ready
+    assert cluster.execute(pod, ["touch", "/work/ready"]) == (0, "")
+    cluster.wait(lambda: pod.ready, "the readiness probe succeeded")
+    cluster.execute(pod, ["touch", "/work/bad"])
+    cluster.wait(lambda: pod.life().restarts == 1 and pod.ready, "the liveness probe failed and the container is ready again")
+    cluster.delete_pod(pod)
+    cluster.wait(pod.gone.is_set, "the pod is gone")
+    order = [event.what for event in events_of(cluster, pod, "Started", "Unhealthy", "Deleted", "preStop", "preStop ended", "SIGTERM", "SIGKILL",
+                                               "Exited", "Gone")]
+    ending = ["preStop", "preStop ended", "SIGTERM", "SIGKILL", "Exited"]
+    assert order == ["Started", "Exited", "Started", "Unhealthy", *ending, "Started", "Deleted", *ending, "Gone"]
+    deleted, = events_of(cluster, pod, "Deleted")
+    killed = events_of(cluster, pod, "SIGKILL")[-1]
+    assert 3.0 <= killed.at - deleted.at < 6.0, "the grace period counts from the deletion, with preStop in it"
+    assert events_of(cluster, pod, "Exited")[-1].detail == "code 137: told to end"
+    assert "exit code 0: said goodbye" in events_of(cluster, pod, "preStop ended")[-1].detail
+
+
+def test_a_stopped_worker_is_noticed_and_replaced(cluster):
+    """SIGSTOP: the others stay alive, the coordinator is not ready, the kubelet restarts the worker when its liveness probe fails;
+    the new one takes its place."""
+    worker = cluster.pod("m-millrace-worker-1")
+    others = [coordinator(cluster), cluster.pod("m-millrace-worker-0")]
+    before = {pod.name: pod.life().restarts for pod in others}
+    first = len(cluster.events)
+    worker.life().container.signal(signal.SIGSTOP)
+    cluster.wait(lambda: not others[0].ready, "the coordinator is not ready")
+    cluster.wait(lambda: worker.life().restarts == 1, "the stopped worker was restarted")
+    cluster.wait_rolled_out(PATIENCE)
+    events = cluster.events[first:]
+    assert {pod.name: pod.life().restarts for pod in others} == before, "a peer's loss restarts nobody else"
+    assert not [event for event in events if event.what == "liveness probe failed" and event.pod != worker.name]
+    order = [event for event in events if event.pod == worker.name and event.what in ("Unhealthy", "SIGTERM", "SIGKILL", "Exited", "Ready")]
+    assert [event.what for event in order] == ["Unhealthy", "SIGTERM", "SIGKILL", "Exited", "Ready"]
+    assert order[2].at - order[0].at >= GRACE, "a stopped process cannot end before it is killed"
+
+
+def container_processes(cluster):
+    """Processes in namespaces of pods: {pid: command}."""
+    inodes = {os.fstat(pod.namespace).st_ino for pod in cluster.pod_list() if pod.namespace is not None}
+    found = {}
+    for entry in pathlib.Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if entry.name.isdigit() and (entry / "ns" / "net").stat().st_ino in inodes:
+                found[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+    return found
+
+
+def test_uninstall_leaves_nothing(cluster):
+    mounts = pathlib.Path("/proc/self/mountinfo").read_text().splitlines()
+    processes = container_processes(cluster)
+    assert len([command for command in processes.values() if "millrace-" in command]) >= 3
+    assert not [line for line in mounts if str(cluster.folder) in line], "mounts of pods are in their namespaces alone"
+    cluster.uninstall()
+    cluster.wait(lambda: not [pid for pid in processes if pathlib.Path(f"/proc/{pid}").exists()], "no process is left")
+    assert list((cluster.folder / "pods").iterdir()) == []
+
+
+RUNNER = """
+import sys
+from pod_runner.cluster import Cluster
+cluster = Cluster(sys.argv[1])
+pod = cluster.start_pod({"kind": "Pod", "metadata": {"name": "x"}, "spec": {"containers": [
+    {"name": "main", "image": "any", "command": ["sleep", "1000"]}]}})
+cluster.wait(lambda: pod.ready, "it runs")
+print(pod.life().container.pid, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_killed_runner_leaves_nothing(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", RUNNER, tmp_path / "c"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                          cwd=ROOT / "tests" / "k8s") as runner:
+        pid = int(runner.stdout.readline())
+        assert pathlib.Path(f"/proc/{pid}/comm").read_text() == "sleep\n"
+        runner.kill()
+    deadline = time.monotonic() + PATIENCE
+    while pathlib.Path(f"/proc/{pid}").exists():
+        assert time.monotonic() < deadline, "the container outlives its runner"
+        time.sleep(0.02)
