@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from pod_runner import controllers, dns, expand, probes, rules, volumes
+from pod_runner import controllers, dns, expand, lws, probes, rules, volumes
 from pod_runner.expand import BadObject
 
 
@@ -179,6 +179,21 @@ def test_deployment_strategies():
     assert step(seen("a", "old"), seen("b", "old"), seen("c"), **rolling) == (0, ["a"])
     assert step(seen("a", "old"), replicas=1) == (1, []), "a quarter of one: one more, none fewer"
     assert step(seen("a"), seen("b"), replicas=1) == (0, ["a"])
+
+
+def test_pods_of_a_leader_worker_set():
+    template = lambda name: {"spec": {"containers": [{"name": name, "env": [{"name": "MINE", "value": "$(LWS_WORKER_INDEX)"}]}]}}  # noqa: E731
+    owner = {"kind": "LeaderWorkerSet", "metadata": {"name": "m", "namespace": "n"}, "spec": {"leaderWorkerTemplate": {
+        "size": 3, "restartPolicy": "None", "leaderTemplate": template("leader"), "workerTemplate": template("worker")}}}
+    lws.check(owner)
+    leader, worker = lws.group_pod(owner, 1, 0), lws.group_pod(owner, 1, 2)
+    assert (leader["metadata"]["name"], worker["metadata"]["name"]) == ("m-1", "m-1-2")
+    container, = worker["spec"]["containers"]
+    assert container["name"] == "worker" and leader["spec"]["containers"][0]["name"] == "leader"
+    env = expand.environment(container, POD, lambda *key: None, {})
+    assert env == {"LWS_LEADER_ADDRESS": "m-1.m.n", "LWS_GROUP_SIZE": "3", "LWS_WORKER_INDEX": "2", "MINE": "2"}
+    with pytest.raises(BadObject, match="does not play restartPolicy"):
+        lws.check({**owner, "spec": {"leaderWorkerTemplate": {"size": 1}}})
 
 
 def query(name, kind=1):

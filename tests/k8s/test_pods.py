@@ -14,7 +14,7 @@ import time
 import pytest
 import yaml
 
-from pod_runner.cluster import Cluster, load
+from pod_runner.cluster import Cluster, is_hook, load
 from pod_runner.container import Image
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -26,18 +26,18 @@ DRAIN, SHUTDOWN, GRACE = 8, 2, 12
 PATIENCE = 60.0
 
 
-def values(model):
+def values(model, **more):
     """Short periods, so that the tests are; everything else is the chart's."""
-    return {"model": {"path": model.name, "hostPath": str(model.parent)}, "serving": {"activations": "f32"},
+    return {**more, "model": {"path": model.name, "hostPath": str(model.parent)}, "serving": {"activations": "f32"},
             "probes": {"periodSeconds": 1, "timeoutSeconds": 1},
             "drain": {"waitSeconds": DRAIN, "shutdownSeconds": SHUTDOWN}, "terminationGracePeriodSeconds": GRACE,
             "worker": {"extraArgs": ["--threads=1", "--profile=off"]}}
 
 
-def render(folder, model):
+def render(folder, model, **more):
     helm = subprocess.run([ROOT / "tests" / "k8s" / "get_tools.sh"], check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
     file = folder / "values.yaml"
-    file.write_text(yaml.safe_dump(values(model)))
+    file.write_text(yaml.safe_dump(values(model, **more)))
     return subprocess.run([f"{helm}/helm", "template", "m", ROOT / "k8s" / "millrace", "--values", file], check=True,
                           stdout=subprocess.PIPE, text=True).stdout
 
@@ -47,12 +47,14 @@ def objects(tmp_path_factory, real_model):
     return load(render(tmp_path_factory.mktemp("chart"), real_model))
 
 
+IMAGE = Image(programs=tuple((name, str(BIN / name)) for name in PROGRAMS), folders=(("/var/cache/millrace", 65532),))
+
+
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory, objects):
     """The chart, installed."""
-    image = Image(programs=tuple((name, str(BIN / name)) for name in PROGRAMS), folders=(("/var/cache/millrace", 65532),))
     begun = time.monotonic()
-    with Cluster(tmp_path_factory.mktemp("cluster"), image=lambda reference: image, backoff=1.0) as running:
+    with Cluster(tmp_path_factory.mktemp("cluster"), image=lambda reference: IMAGE, backoff=1.0) as running:
         running.apply(objects)
         running.wait_rolled_out(PATIENCE)
         print(f"installed: all pods ready after {time.monotonic() - begun:.1f} s")
@@ -85,8 +87,8 @@ def events_of(cluster, pod, *kinds):
     return [event for event in cluster.happened(pod.name) if event.what in kinds]
 
 
-def test_generate_through_the_service_gives_the_golden_tokens(cluster, golden):
-    case = golden["capital"]
+def check_golden_tokens(cluster, case):
+    """What a client in the cluster gets through the Service."""
     tokens = until_narrow(case, 16)
     assert len(tokens) >= 5
     succeeded, output = cluster.run_pod(pod_object("client", [
@@ -95,6 +97,42 @@ def test_generate_through_the_service_gives_the_golden_tokens(cluster, golden):
     assert succeeded, output
     events = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
     assert [token for event in events for token in event.get("tokens", {}).get("token_ids", ())] == tokens
+
+
+def run_helm_test(cluster, objects):
+    hook, = [obj for obj in objects if is_hook(obj)]
+    succeeded, output = cluster.run_pod(hook)
+    assert succeeded and " 1 generated" in output, output
+
+
+def test_generate_through_the_service_gives_the_golden_tokens(cluster, golden):
+    check_golden_tokens(cluster, golden["capital"])
+
+
+def test_helm_test_passes(cluster, objects):
+    run_helm_test(cluster, objects)
+
+
+def test_network_policies_let_through_what_they_name(cluster):
+    """Each path is tried from inside a pod; what is not named is refused."""
+    sleep = ["sleep", "1000"]
+    inside = cluster.start_pod(pod_object("neighbour", sleep))
+    monitoring = cluster.start_pod(pod_object("prometheus", sleep, namespace="monitoring"))
+    cluster.wait(lambda: inside.ready and monitoring.ready, "the pods run")
+    worker = cluster.pod("m-millrace-worker-0")
+
+    def connects(pod, address, port):
+        return cluster.execute(pod, ["bash", "-c", f"exec 3<>/dev/tcp/{address}/{port}"])[0] == 0
+    ports = {"client": 50051, "cluster": 50052, "metrics": 9090}
+    paths = {"neighbour": inside, "monitoring": monitoring, "worker": worker}
+    open_paths = {(source, name) for source, pod in paths.items() for name, port in ports.items()
+                  if connects(pod, coordinator(cluster).address, port)}
+    assert open_paths == {("neighbour", "client"), ("monitoring", "metrics"), ("worker", "client"), ("worker", "cluster")}
+    assert connects(coordinator(cluster), worker.address, 50054)
+    assert not connects(inside, worker.address, 50054), "hops are for the ring"
+    assert not connects(worker, monitoring.address, 22) and connects(inside, "m-millrace", 50051)
+    for pod in (inside, monitoring):
+        cluster.delete_pod(pod, 0)
 
 
 def test_containers_are_confined_as_the_chart_says(cluster):
@@ -194,6 +232,17 @@ def test_uninstall_leaves_nothing(cluster):
     cluster.uninstall()
     cluster.wait(lambda: not [pid for pid in processes if pathlib.Path(f"/proc/{pid}").exists()], "no process is left")
     assert list((cluster.folder / "pods").iterdir()) == []
+
+
+def test_a_leader_worker_set_serves(tmp_path, real_model, golden):
+    """`mode: lws`: the coordinator and stage 0 share the leader's pod."""
+    rendered = load(render(tmp_path, real_model, mode="lws"))
+    with Cluster(tmp_path / "cluster", image=lambda reference: IMAGE, backoff=1.0) as lws:
+        lws.apply(rendered)
+        lws.wait_rolled_out(PATIENCE)
+        assert sorted((pod.name, len(pod.lives)) for pod in lws.pod_list()) == [("m-millrace-0", 2), ("m-millrace-0-1", 1)]
+        check_golden_tokens(lws, golden["capital"])
+        run_helm_test(lws, rendered)
 
 
 RUNNER = """

@@ -13,14 +13,14 @@ import uuid
 
 import yaml
 
-from . import dns, namespaces, rules
+from . import dns, lws, namespaces, rules
 from .container import Image
 from .controllers import Controller
 from .expand import BadObject
 from .pod import PodRun
 from .volumes import object_data
 
-CONTROLLED = ("Deployment", "StatefulSet")
+CONTROLLED = {"Deployment": Controller, "StatefulSet": Controller, "LeaderWorkerSet": lws.LeaderWorkerSet}
 STORED = ("Service", "ConfigMap", "Secret", "NetworkPolicy", "PersistentVolumeClaim")
 # Objects that say nothing about how pods run on one node. Anything that is in no list is an error.
 WITHOUT_EFFECT = ("ServiceAccount", "PodDisruptionBudget", "ServiceMonitor", "PodMonitor", "PrometheusRule", "HorizontalPodAutoscaler",
@@ -141,7 +141,7 @@ class Cluster:
 
     def _restore(self, namespace, text):
         try:
-            namespaces.run_in(namespace, "iptables-restore", text=text)
+            namespaces.run_in(namespace, "iptables-restore", "--noflush", text=text)
         except (OSError, RuntimeError) as error:
             self.record("", "", "RulesFailed", str(error))
 
@@ -251,11 +251,14 @@ class Cluster:
         kind, name = obj["kind"], obj["metadata"]["name"]
         obj["metadata"].setdefault("namespace", self.namespace)
         key = (kind, obj["metadata"]["namespace"], name)
+        if kind == "LeaderWorkerSet":
+            lws.check(obj)
+            self._apply(lws.service(obj))
         if kind in CONTROLLED:
             if key in self._controllers:
                 self._controllers[key].object = obj
             else:
-                self._controllers[key] = Controller(self, obj)
+                self._controllers[key] = CONTROLLED[kind](self, obj)
         elif kind == "Pod":
             self.add_pod(obj)
         elif kind in STORED:

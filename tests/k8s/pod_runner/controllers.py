@@ -96,7 +96,7 @@ def pod_from(owner, template, name, labels):
     metadata = template.get("metadata") or {}
     return {"apiVersion": "v1", "kind": "Pod", "spec": template["spec"],
             "metadata": {"name": name, "namespace": owner["metadata"]["namespace"], "annotations": metadata.get("annotations") or {},
-                         "labels": {**(metadata.get("labels") or {}), REVISION: revision_of(owner["spec"]["template"]), **labels}}}
+                         "labels": {**(metadata.get("labels") or {}), REVISION: revision_of(template), **labels}}}
 
 
 def stateful_pod(owner, ordinal):

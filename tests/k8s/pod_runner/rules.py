@@ -1,4 +1,4 @@
-"""What the service proxy and the network plugin write into each network namespace, as input of iptables-restore. Pure.
+"""What the service proxy and the network plugin write into each network namespace, as input of iptables-restore --noflush. Pure.
 
 Services: DNAT of the cluster address to a ready endpoint, chosen at random, in the namespace of the one who connects; a Service
 without endpoints refuses. NetworkPolicy: incoming and outgoing packets of a selected pod are checked in its own namespace, after
@@ -138,12 +138,14 @@ def _policies(pod, policies, everyone, node_ip):
 
 
 def tables(service_ports, pod=None, policies=(), everyone=((), {}), node_ip="0.0.0.0"):
-    """The whole input of iptables-restore for one namespace. `pod`: the Peer it belongs to, None for the node.
+    """The whole input of iptables-restore --noflush for one namespace. `pod`: the Peer it belongs to, None for the node.
     `everyone`: (all pods, labels of namespaces by name)."""
     body = _refused(service_ports) + (_policies(pod, policies, everyone, node_ip) if pod else [])
     # iptables-restore wants chains declared before rules.
     filter_lines = [line for line in body if line.startswith(":")] + [line for line in body if not line.startswith(":")]
-    return "\n".join(["*nat", ":PREROUTING ACCEPT [0:0]", ":INPUT ACCEPT [0:0]", ":OUTPUT ACCEPT [0:0]", ":POSTROUTING ACCEPT [0:0]",
+    # Everything is flushed by name: without that, iptables-restore would take tables away and make them anew, and lose the
+    # connections that are known in between.
+    return "\n".join(["*nat", "-F", "-X", ":PREROUTING ACCEPT [0:0]", ":INPUT ACCEPT [0:0]", ":OUTPUT ACCEPT [0:0]", ":POSTROUTING ACCEPT [0:0]",
                       *_nat(service_ports), "COMMIT",
-                      "*filter", ":INPUT ACCEPT [0:0]", ":FORWARD ACCEPT [0:0]", ":OUTPUT ACCEPT [0:0]",
+                      "*filter", "-F", "-X", ":INPUT ACCEPT [0:0]", ":FORWARD ACCEPT [0:0]", ":OUTPUT ACCEPT [0:0]",
                       *filter_lines, "COMMIT", ""])
