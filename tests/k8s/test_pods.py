@@ -164,22 +164,22 @@ while :; do sleep 0.05; done
 
 def test_the_order_in_which_a_pod_lives_and_ends(cluster):
     """What the runner plays, seen at a pod of our own: init container, probes, restart by liveness, preStop, SIGTERM, grace, SIGKILL."""
-    volume = {"volumeMounts": [{"name": "work", "mountPath": "/work"}]}
+    volume = {"volumeMounts": [{"name": "data", "mountPath": "/data"}]}
     pod = cluster.start_pod(pod_object(
         "order", ["/bin/sh", "-c", SHELL], **volume,
-        env=[{"name": "WHERE", "value": "/work"}], args=["$(WHERE)"],
-        startupProbe={"exec": {"command": ["test", "-e", "/work/init"]}, "periodSeconds": 1},
-        livenessProbe={"exec": {"command": ["test", "!", "-e", "/work/bad"]}, "periodSeconds": 1, "failureThreshold": 2,
+        env=[{"name": "WHERE", "value": "/data"}], args=["$(WHERE)"],
+        startupProbe={"exec": {"command": ["test", "-e", "/data/init"]}, "periodSeconds": 1},
+        livenessProbe={"exec": {"command": ["test", "!", "-e", "/data/bad"]}, "periodSeconds": 1, "failureThreshold": 2,
                        "terminationGracePeriodSeconds": 1},
-        readinessProbe={"exec": {"command": ["test", "-e", "/work/ready"]}, "periodSeconds": 1},
-        lifecycle={"preStop": {"exec": {"command": ["/bin/sh", "-c", "rm -f /work/bad; echo said goodbye"]}}},
-        pod={"restartPolicy": "Always", "terminationGracePeriodSeconds": 3, "volumes": [{"name": "work", "emptyDir": {}}],
-             "initContainers": [{"name": "init", "image": "any", "command": ["touch", "/work/init"], **volume}]}))
+        readinessProbe={"exec": {"command": ["test", "-e", "/data/ready"]}, "periodSeconds": 1},
+        lifecycle={"preStop": {"exec": {"command": ["/bin/sh", "-c", "rm -f /data/bad; echo said goodbye"]}}},
+        pod={"restartPolicy": "Always", "terminationGracePeriodSeconds": 3, "volumes": [{"name": "data", "emptyDir": {}}],
+             "initContainers": [{"name": "init", "image": "any", "command": ["touch", "/data/init"], **volume}]}))
     cluster.wait(lambda: len(pod.lives) == 1 and pod.life().name == "main" and pod.life().started, "the startup probe succeeded")
     assert not pod.ready
-    assert cluster.execute(pod, ["touch", "/work/ready"]) == (0, "")
+    assert cluster.execute(pod, ["touch", "/data/ready"]) == (0, "")
     cluster.wait(lambda: pod.ready, "the readiness probe succeeded")
-    cluster.execute(pod, ["touch", "/work/bad"])
+    cluster.execute(pod, ["touch", "/data/bad"])
     cluster.wait(lambda: pod.life().restarts == 1 and pod.ready, "the liveness probe failed and the container is ready again")
     cluster.delete_pod(pod)
     cluster.wait(pod.gone.is_set, "the pod is gone")
