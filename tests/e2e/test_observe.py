@@ -4,7 +4,6 @@ import concurrent.futures
 import json
 import math
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -101,12 +100,12 @@ def test_metrics(cluster):
         busy = stage.busy.seconds + stage.busy.nanos * 1e-9
         assert abs(after["stage_busy_seconds_total", (("stage", str(stage.stage)),)] - busy) < 1e-6
     # vLLM's names have colons, which promtool advises against; everything else it says would be a fault.
-    if shutil.which("promtool"):
-        done = subprocess.run(["promtool", "check", "metrics"], input=text.encode(), stdout=subprocess.PIPE,
-                              stderr=subprocess.STDOUT, timeout=harness.PATIENCE)
-        said = [line for line in done.stdout.decode().splitlines() if "should not contain ':'" not in line and line.strip()
-                and not line.startswith("exposer_")]
-        assert not said and done.returncode in (0, 3), said
+    tools = subprocess.run([harness.ROOT / "tests" / "k8s" / "get_tools.sh"], check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+    done = subprocess.run([f"{tools}/promtool", "check", "metrics"], input=text.encode(), stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT, timeout=harness.PATIENCE)
+    said = [line for line in done.stdout.decode().splitlines() if "should not contain ':'" not in line and line.strip()
+            and not line.startswith("exposer_")]
+    assert not said and done.returncode in (0, 3), said
 
 
 def test_metrics_that_cannot_listen_are_one_line(random_model, logs):
