@@ -113,6 +113,12 @@ void Engine::RingReady(RingConnection ring) {
 void Engine::RingLost(Epoch epoch, absl::Status why) {
   inbox_.TryPush(Event(RingLostEvent{epoch, std::move(why)}));
 }
+void Engine::Hold(uint64_t number) {
+  inbox_.TryPush(Event(HoldEvent{number}));
+}
+void Engine::Release() {
+  inbox_.TryPush(Event(HoldEvent{}));
+}
 void Engine::SetClockOffset(Epoch epoch, uint32_t stage, absl::Duration offset) {
   MutexLock lock(&clock_mutex_);
   if (epoch != clock_epoch_) clock_offsets_.clear();
@@ -143,8 +149,9 @@ PipelineSnapshot Engine::Snapshot() const {
   MutexLock lock(&snapshot_mutex_);
   PipelineSnapshot snapshot = snapshot_;
   // The cluster's word that a ring stands may come before the ring itself.
-  if (snapshot.state == PipelineState::kServing && snapshot.epoch == 0) {
+  if (snapshot.state == PipelineState::kServing && !snapshot.proven) {
     snapshot.state = PipelineState::kLoading;
+    snapshot.detail = "waiting for the first token to come round the pipeline";
   }
   return snapshot;
 }
@@ -161,7 +168,9 @@ void Engine::RunLoop() {
     RunOnce();
     turns.Tick();
   }
-  LoseRing(absl::UnavailableError("the server is stopping"), options_.clock->Now());
+  const absl::Status stopping = absl::UnavailableError("the server is stopping");
+  LoseRing(stopping, options_.clock->Now());
+  scheduler_.Release(stopping, options_.clock->Now());
   HandOverActions();
 }
 
@@ -170,13 +179,16 @@ void Engine::RunOnce() {
   for (Event& event : inbox_.PopAll(WaitTime())) Handle(std::move(event), options_.clock->Now());
   TakeClockOffsets();
   scheduler_.Tick(options_.clock->Now());
+  LookForCanary(options_.clock->Now());
+  ReleaseIfDue(options_.clock->Now());
   SendPlans();
   Publish(options_.clock->Now());
   HandOverActions();
+  TellIfQuiet();
 }
 
 absl::Duration Engine::WaitTime() const {
-  const absl::Time deadline = scheduler_.NextDeadline();
+  const absl::Time deadline = std::min(scheduler_.NextDeadline(), canary_due_);
   const absl::Duration until = deadline == absl::InfiniteFuture()
                                    ? absl::InfiniteDuration()
                                    : std::max(deadline - options_.clock->Now(), absl::ZeroDuration());
@@ -195,21 +207,81 @@ void Engine::Handle(Event event, absl::Time now) {
     OnReturned(*message, now);
   } else if (auto* lost = std::get_if<RingLostEvent>(&event)) {
     if (ring_.has_value() && ring_->epoch == lost->epoch) LoseRing(lost->why, now);
+  } else if (auto* hold = std::get_if<HoldEvent>(&event)) {
+    OnHold(*hold);
   } else {
-    MILLRACE_CHECK(!ring_.has_value());
-    ring_ = std::move(std::get<RingConnection>(event));
-    active_ = absl::ZeroDuration();
-    active_since_.reset();
-    meter_.emplace(ring_->shape.num_stages, now);
-    scheduler_.OnRingReady(ring_->shape, now);
+    TakeRing(std::move(std::get<RingConnection>(event)), now);
   }
+}
+
+void Engine::TakeRing(RingConnection ring, absl::Time now) {
+  MILLRACE_CHECK(!ring_.has_value());
+  ring_ = std::move(ring);
+  active_ = absl::ZeroDuration();
+  active_since_.reset();
+  meter_.emplace(ring_->shape.num_stages, now);
+  scheduler_.OnRingReady(ring_->shape, now);
+  proven_ = !options_.canary.has_value();
+  if (!proven_) SendCanary(now);
 }
 
 void Engine::LoseRing(const absl::Status& why, absl::Time now) {
   if (!ring_.has_value()) return;
+  if (!proven_) LogWarning("epoch ", ring_->epoch.value(), " ended before a token had gone round");
   ring_.reset();
   meter_.reset();
+  proven_ = false;
+  canary_due_ = absl::InfiniteFuture();
   scheduler_.OnRingLost(why, now);
+}
+
+void Engine::OnHold(const HoldEvent& event) {
+  if (event.number == 0) {
+    release_asked_ = true;
+    return;
+  }
+  hold_ = event.number;
+  quiet_told_ = release_asked_ = false;
+  scheduler_.Hold();
+}
+
+void Engine::SendCanary(absl::Time now) {
+  const std::optional<MicrobatchPlan> plan = scheduler_.PlanCanary(*options_.canary, now);
+  if (!plan.has_value()) return;
+  canary_sent_ = now;
+  canary_due_ = now + options_.canary_patience;
+  ring_->send_plan(ToWirePlan(ring_->epoch, *plan));
+}
+
+void Engine::LookForCanary(absl::Time now) {
+  if (!ring_.has_value() || proven_ || canary_sent_ == absl::InfinitePast()) return;
+  const std::string waited = absl::FormatDuration(absl::Trunc(now - canary_sent_, absl::Microseconds(1)));
+  if (!scheduler_.canary_in_flight()) {
+    proven_ = true;
+    canary_sent_ = absl::InfinitePast();
+    canary_due_ = absl::InfiniteFuture();
+    LogInfo("epoch ", ring_->epoch.value(), ": a token went round all stages in ", waited);
+  } else if (now >= canary_due_) {
+    canary_due_ = absl::InfiniteFuture();
+    LogWarning("epoch ", ring_->epoch.value(), ": not ready, as no token has come round all stages for ",
+               waited, "; look at the logs of the workers");
+  }
+}
+
+// On the next ring as soon as that is known to turn, so that readiness need not be taken back in between.
+void Engine::ReleaseIfDue(absl::Time now) {
+  if (!release_asked_ || (ring_.has_value() && !proven_)) return;
+  release_asked_ = false;
+  hold_ = 0;
+  scheduler_.Release(RetryLater(absl::StatusCode::kUnavailable, "NO_REPLACEMENT",
+                                "no worker has taken the place of one that left; retry with back-off"),
+                     now);
+}
+
+void Engine::TellIfQuiet() {
+  if (hold_ == 0 || quiet_told_ || scheduler_.load().begun() > 0) return;
+  quiet_told_ = true;
+  if (options_.on_quiet) options_.on_quiet(hold_);
 }
 
 void Engine::TakeClockOffsets() {
@@ -264,7 +336,7 @@ void Engine::CountPlan(const MicrobatchPlan& plan, absl::Time now) {
   planned.time = now;
   planned.after_return = returned_;
   planned.in_flight = load.in_flight;
-  planned.live_sequences = load.running + load.waiting;
+  planned.live_sequences = load.running + load.waiting - load.held;
   planned.rows = plan.rows();
   planned.segments = static_cast<uint32_t>(plan.segments.size());
   for (const PlanSegment& segment : plan.segments) {
@@ -293,7 +365,7 @@ void Engine::SendPlans() {
 
 void Engine::MeasureStages(const SchedulerLoad& load, absl::Time now) {
   if (!meter_.has_value()) return;
-  meter_->OnLoad(now, load.running + load.waiting, load.in_flight);
+  meter_->OnLoad(now, load.running + load.waiting - load.held, load.in_flight);
   const std::vector<StageUse> window = meter_->Window(now);
   const size_t stages = std::min(ring_->stages.size(), window.size());
   for (uint32_t i = 0; i < stages; ++i) {
@@ -312,14 +384,13 @@ void Engine::Publish(absl::Time now) {
     active_since_.reset();
   }
   MeasureStages(load, now);
-  const bool serving = ring_.has_value();
-  bool changed = false;
   {
     MutexLock lock(&snapshot_mutex_);
-    changed = (snapshot_.epoch != 0) != serving;
     FillSnapshot(load, now);
   }
-  if (changed && options_.on_serving) options_.on_serving(serving);
+  // Who is held is not refused.
+  const bool serving = proven_ || (serving_ && scheduler_.holding());
+  if (std::exchange(serving_, serving) != serving && options_.on_serving) options_.on_serving(serving);
 }
 
 void Engine::FillSnapshot(const SchedulerLoad& load, absl::Time now) {
@@ -328,6 +399,8 @@ void Engine::FillSnapshot(const SchedulerLoad& load, absl::Time now) {
   snapshot_.mean_hop = meter_.has_value() ? meter_->mean_hop() : absl::ZeroDuration();
   snapshot_.hops = meter_.has_value() ? meter_->hops() : Histogram(kHopBounds);
   snapshot_.epoch = ring_.has_value() ? ring_->epoch.value() : 0;
+  snapshot_.proven = proven_;
+  snapshot_.holding = scheduler_.holding();
   snapshot_.active = active_ + (active_since_.has_value() ? now - *active_since_ : absl::ZeroDuration());
   snapshot_.stages = ring_.has_value() ? ring_->stages : std::vector<StageSnapshot>();
 }

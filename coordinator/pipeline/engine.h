@@ -43,8 +43,16 @@ struct EngineOptions {
   HealthState* health = nullptr;  // outlives the engine; null: nobody asks whether the loop turns
   // The ring gave results that cannot be: it should be given up. Thread: engine.
   std::function<void(Epoch, absl::Status)> on_ring_fault;
-  // Requests run from now on, or no longer; what Snapshot() tells has changed before. Thread: engine.
+  // The first microbatch of each ring is this token alone, of no request; the ring counts as proven when it
+  // has come back. Empty: at once.
+  std::optional<TokenId> canary;
+  absl::Duration canary_patience = absl::Seconds(10);  // after which the log says what is waited for
+  // Requests run from now on, or no longer; what Snapshot() tells has changed before. True from when the ring
+  // is proven; a ring that goes while requests are held changes nothing. Thread: engine.
   std::function<void(bool)> on_serving;
+  // Hold(number) is in effect, and nothing is left of what had begun. Once a number. Thread: engine. Must not
+  // wait.
+  std::function<void(uint64_t number)> on_quiet;
 };
 
 // One ring is one Engine. Thread: engine (started by Start) owns the scheduler; the public calls are safe
@@ -71,6 +79,10 @@ class Engine final : public EnginePort {
   void SetCluster(ClusterSnapshot cluster);
   void RingReady(RingConnection ring);
   void RingLost(Epoch epoch, absl::Status why);
+  // As Scheduler::Hold; `number` is not 0 and differs from those before. Release lets what is held run once
+  // the ring is proven, or ends it with UNAVAILABLE NO_REPLACEMENT where there is no ring.
+  void Hold(uint64_t number);
+  void Release();
   // The stage's clock minus the coordinator's, as is known now. Kept for a ring that is still to come, and
   // used from the engine's next turn on; wakes nobody.
   void SetClockOffset(Epoch epoch, uint32_t stage, absl::Duration offset);
@@ -90,8 +102,11 @@ class Engine final : public EnginePort {
     Epoch epoch;
     absl::Status why;
   };
-  using Event =
-      std::variant<SequenceRequest, CancelEvent, StopAtEvent, RingConnection, RingLostEvent, HopMessage>;
+  struct HoldEvent {
+    uint64_t number = 0;  // 0: release
+  };
+  using Event = std::variant<SequenceRequest, CancelEvent, StopAtEvent, RingConnection, RingLostEvent,
+                             HoldEvent, HopMessage>;
 
   void RunLoop();
   void RunOnce();
@@ -100,7 +115,13 @@ class Engine final : public EnginePort {
   void OnReturned(const HopMessage& message, absl::Time now);
   void TellObservers(const MicrobatchAccount& account);
   void CountPlan(const MicrobatchPlan& plan, absl::Time now);
+  void TakeRing(RingConnection ring, absl::Time now);
   void LoseRing(const absl::Status& why, absl::Time now);
+  void OnHold(const HoldEvent& event);
+  void SendCanary(absl::Time now);
+  void LookForCanary(absl::Time now);
+  void ReleaseIfDue(absl::Time now);
+  void TellIfQuiet();
   void TakeClockOffsets();
   void SendPlans();
   void MeasureStages(const SchedulerLoad& load, absl::Time now);
@@ -119,7 +140,14 @@ class Engine final : public EnginePort {
   // Thread: engine.
   Scheduler scheduler_;
   std::optional<RingConnection> ring_;
-  std::optional<BubbleMeter> meter_;        // of the ring's epoch
+  std::optional<BubbleMeter> meter_;  // of the ring's epoch
+  bool proven_ = false;               // a token has gone round this ring
+  absl::Time canary_sent_ = absl::InfinitePast();
+  absl::Time canary_due_ = absl::InfiniteFuture();  // when the log says that it is late
+  bool serving_ = false;                            // as on_serving was told
+  uint64_t hold_ = 0;                               // number of the hold in effect; 0: none
+  bool quiet_told_ = false;                         // of that hold
+  bool release_asked_ = false;
   bool returned_ = false;                   // a microbatch came back in this turn of the loop
   bool held_back_ = false;                  // the sink had no room when plans were last asked for
   absl::Duration active_;                   // of this epoch, with a microbatch in flight

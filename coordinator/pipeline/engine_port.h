@@ -86,6 +86,8 @@ struct PipelineSnapshot {
   PipelineState state = PipelineState::kWaitingForWorkers;
   std::string detail;  // for people: what is waited for
   uint64_t epoch = 0;
+  bool proven = false;         // a token has gone round this epoch's ring
+  bool holding = false;        // what has not begun is held for the next ring
   absl::Duration active;       // time of this epoch with a microbatch in flight
   absl::Duration mean_hop;     // of a microbatch, smoothed
   Histogram hops{kHopBounds};  // seconds, one entry a microbatch, since the epoch began

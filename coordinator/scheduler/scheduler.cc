@@ -1,85 +1,15 @@
 #include "coordinator/scheduler/scheduler.h"
 
 #include <algorithm>
-#include <deque>
-#include <map>
-#include <set>
 #include <utility>
 
-#include "absl/container/flat_hash_map.h"
 #include "absl/strings/str_cat.h"
 #include "common/check.h"
 #include "common/error_reason.h"
 #include "common/status_macros.h"
-#include "coordinator/scheduler/batch_policy.h"
-#include "coordinator/scheduler/queue_drain.h"
-#include "coordinator/scheduler/result_check.h"
-#include "coordinator/scheduler/ring_timing.h"
-#include "coordinator/scheduler/sequence.h"
-#include "coordinator/scheduler/sequence_blocks.h"
+#include "coordinator/scheduler/scheduler_impl.h"
 
 namespace millrace {
-
-struct Scheduler::Impl {
-  struct InFlight {
-    MicrobatchId id;
-    std::vector<SequenceId> sequences;  // one for each segment
-    std::vector<ExpectedResult> expected;
-    BatchFeatures features;
-    absl::Time planned;
-  };
-  // Oldest first. Admission takes the oldest waiting, preemption the youngest running.
-  using ByAge = std::map<SequenceOrder, Sequence*>;
-
-  explicit Impl(SchedulerOptions o) : options(std::move(o)) {}
-
-  uint64_t kv_tokens() const { return ring ? uint64_t{ring->num_blocks} * ring->block_tokens : 0; }
-  uint32_t TokenLimit() const {
-    return static_cast<uint32_t>(std::min<uint64_t>(options.context_tokens, kv_tokens()));
-  }
-  Sequence* Find(SequenceId id) const {
-    const auto it = live.find(id);
-    return it == live.end() ? nullptr : it->second.get();
-  }
-
-  absl::Status Refusal(const SequenceRequest& request, absl::Time now) const;
-  void End(Sequence* sequence, const absl::Status& status, const SequenceEnd& end, uint32_t output_tokens,
-           absl::Time now);
-  void Fail(Sequence* sequence, const absl::Status& why, absl::Time now) {
-    End(sequence, why, SequenceEnd(), sequence->output_tokens(), now);
-  }
-  void ApplyResult(SequenceResult result, absl::Time now);
-  void ApplyToken(Sequence* sequence, SequenceResult result, absl::Time now);
-  uint32_t Slots() const;
-  BatchSnapshot Snapshot() const;
-  void AddWaiting(BatchSnapshot* snapshot) const;
-  void CountFreedBlocks(BatchSnapshot* snapshot) const;
-  void OpenBatch();
-  void PreemptYoungest();
-  Sequence* AdmitOldest(absl::Time now);
-  void CheckOrder() const;
-  MicrobatchPlan BuildPlan(const std::vector<BatchPick>& picks, const std::vector<Sequence*>& by_index,
-                           absl::Time now);
-
-  const SchedulerOptions options;
-  std::optional<RingShape> ring;
-  RingTiming timing;
-  SequenceBlocks blocks;
-  absl::flat_hash_map<SequenceId, std::unique_ptr<Sequence>> live;
-  ByAge running;
-  ByAge waiting;
-  std::set<std::pair<absl::Time, SequenceId>> deadlines;  // finite ones
-  QueueDrain drain;
-  std::deque<InFlight> in_flight;
-  std::vector<SchedulerAction> actions;
-  uint64_t next_microbatch = 1;
-  uint64_t next_change = 0;  // of a sequence between arrived, running and preempted
-  uint64_t next_ready_order = 0;
-  bool prefill_turn = false;
-  double decode_carry = 0;
-  SchedulerLoad totals;
-};
-
 namespace {
 
 SequenceView ViewOf(const Sequence& sequence) {
@@ -105,19 +35,16 @@ absl::Status Scheduler::Impl::Refusal(const SequenceRequest& request, absl::Time
                                                    " tokens; with one more it must fit the context of ",
                                                    options.context_tokens, " tokens: shorten it"));
   }
-  if (!ring) return absl::UnavailableError("no pipeline is running; retry once the server reports SERVING");
-  if (prompt >= kv_tokens()) {
-    return millrace::Refusal(
-        absl::StatusCode::kResourceExhausted, "KV_CACHE_TOO_SMALL",
-        absl::StrCat("the prompt has ", prompt, " tokens; with one more it must fit the KV cache of ",
-                     kv_tokens(), " tokens: shorten it, or give the workers more KV memory"));
+  if (!ring && !holding) {
+    return absl::UnavailableError("no pipeline is running; retry once the server reports SERVING");
   }
-  if (waiting.size() >= options.max_waiting_sequences) {
-    const absl::Duration pause = drain.RetryAfter(static_cast<uint32_t>(waiting.size()), now);
+  RETURN_IF_ERROR(RefusalByRoom(prompt));
+  if (num_waiting() >= options.max_waiting_sequences) {
+    const absl::Duration pause = drain.RetryAfter(static_cast<uint32_t>(num_waiting()), now);
     return millrace::RetryAfter(
         RetryLater(absl::StatusCode::kResourceExhausted, "QUEUE_FULL",
-                   absl::StrCat(waiting.size(), " requests are waiting, limit ",
-                                options.max_waiting_sequences, "; retry in about ",
+                   absl::StrCat(num_waiting(), " requests are waiting, limit ", options.max_waiting_sequences,
+                                "; retry in about ",
                                 absl::FormatDuration(absl::Ceil(pause, absl::Milliseconds(100))))),
         pause);
   }
@@ -131,7 +58,11 @@ void Scheduler::Impl::End(Sequence* sequence, const absl::Status& status, const 
   actions.push_back(sequence->Finish(status, end, output_tokens, now));
   ++(status.ok() ? totals.finished : totals.failed);
   blocks.Release(sequence);
-  (sequence->running() ? running : waiting).erase(sequence->order());
+  if (sequence->running()) {
+    running.erase(sequence->order());
+  } else if (waiting.erase(sequence->order()) == 0) {
+    held.erase(sequence->order());
+  }
   deadlines.erase({sequence->deadline(), sequence->id()});
   live.erase(SequenceId(sequence->id()));
 }
@@ -278,27 +209,6 @@ MicrobatchPlan Scheduler::Impl::BuildPlan(const std::vector<BatchPick>& picks,
   return plan;
 }
 
-// Nobody was admitted past an older one that waited, and who was preempted was the youngest. So a running
-// sequence is older than each that waited when it was admitted, and than each that was preempted: those, too,
-// waited when a later one was admitted.
-void Scheduler::Impl::CheckOrder() const {
-  std::map<uint64_t, const Sequence*> by_change;
-  for (const auto& [order, sequence] : running) by_change.emplace(sequence->since(), sequence);
-  for (const auto& [order, sequence] : waiting) by_change.emplace(sequence->since(), sequence);
-  MILLRACE_CHECK(by_change.size() == live.size());
-  const Sequence* oldest_waiting = nullptr;  // of those that have waited since before the one looked at
-  for (const auto& [change, sequence] : by_change) {
-    if (sequence->running()) {
-      MILLRACE_CHECK(oldest_waiting == nullptr || sequence->order() < oldest_waiting->order());
-    } else if (oldest_waiting == nullptr || sequence->order() < oldest_waiting->order()) {
-      oldest_waiting = sequence;
-    }
-    if (!sequence->running() && sequence->preempted()) {
-      MILLRACE_CHECK(running.empty() || running.rbegin()->first < sequence->order());
-    }
-  }
-}
-
 Scheduler::Scheduler(SchedulerOptions options) : impl_(std::make_unique<Impl>(std::move(options))) {
   MILLRACE_CHECK(impl_->options.max_running_sequences > 0);
   MILLRACE_CHECK(impl_->options.max_waiting_sequences > 0);
@@ -307,8 +217,8 @@ Scheduler::Scheduler(SchedulerOptions options) : impl_(std::make_unique<Impl>(st
 
 Scheduler::~Scheduler() = default;
 
-void Scheduler::OnRingReady(const RingShape& shape, absl::Time) {
-  MILLRACE_CHECK(!impl_->ring && impl_->live.empty());
+void Scheduler::OnRingReady(const RingShape& shape, absl::Time now) {
+  MILLRACE_CHECK(!impl_->ring && impl_->live.size() == impl_->held.size());
   MILLRACE_CHECK(shape.num_stages > 0 && shape.max_in_flight > 0 && shape.block_tokens > 0);
   impl_->ring = shape;
   impl_->timing = RingTiming(shape.num_stages, shape.stage_costs, shape.hop_seconds);
@@ -317,6 +227,7 @@ void Scheduler::OnRingReady(const RingShape& shape, absl::Time) {
   impl_->next_microbatch = 1;
   impl_->prefill_turn = false;
   impl_->decode_carry = 0;
+  impl_->FitHeldToRing(now);
 }
 
 void Scheduler::OnRingLost(const absl::Status& why, absl::Time now) {
@@ -345,8 +256,8 @@ void Scheduler::Add(SequenceRequest request, absl::Time now) {
   if (request.deadline != absl::InfiniteFuture()) impl_->deadlines.insert({request.deadline, request.id});
   const SequenceId id = request.id;
   auto sequence = std::make_unique<Sequence>(std::move(request), max_tokens, impl_->next_change++, now);
-  if (impl_->waiting.empty()) impl_->drain.OnFirstQueued(now);
-  impl_->waiting.emplace(sequence->order(), sequence.get());
+  if (impl_->num_waiting() == 0) impl_->drain.OnFirstQueued(now);
+  (impl_->holding ? impl_->held : impl_->waiting).emplace(sequence->order(), sequence.get());
   impl_->live.emplace(id, std::move(sequence));
 }
 
@@ -382,6 +293,7 @@ void Scheduler::OnStageTimes(MicrobatchId id, absl::Span<const StageTimes> stage
   const auto& in_flight = impl_->in_flight;
   if (in_flight.empty() || in_flight.front().id != id) return;
   const Impl::InFlight& record = in_flight.front();
+  if (record.canary) return;
   impl_->timing.OnReturned(record.features, absl::ToDoubleSeconds(now - record.planned), stages);
 }
 
@@ -402,7 +314,7 @@ absl::Time Scheduler::NextDeadline() const {
 }
 
 std::optional<MicrobatchPlan> Scheduler::PlanNext(absl::Time now) {
-  if (!impl_->ring || impl_->live.empty()) return std::nullopt;
+  if (!impl_->ring || (impl_->running.empty() && impl_->waiting.empty())) return std::nullopt;
   if (impl_->in_flight.size() >= impl_->Slots()) return std::nullopt;
   if (impl_->options.static_batching && impl_->running.empty()) impl_->OpenBatch();
   const BatchSnapshot snapshot = impl_->Snapshot();
@@ -426,8 +338,9 @@ std::vector<SchedulerAction> Scheduler::TakeActions() {
 SchedulerLoad Scheduler::load() const {
   SchedulerLoad load = impl_->totals;
   load.running = static_cast<uint32_t>(impl_->running.size());
-  load.waiting = static_cast<uint32_t>(impl_->waiting.size());
-  load.in_flight = static_cast<uint32_t>(impl_->in_flight.size());
+  load.waiting = static_cast<uint32_t>(impl_->num_waiting());
+  load.held = static_cast<uint32_t>(impl_->held.size());
+  load.in_flight = static_cast<uint32_t>(impl_->in_flight.size()) - (canary_in_flight() ? 1 : 0);
   load.blocks_total = impl_->blocks.pool().num_blocks();
   load.blocks_used = impl_->blocks.pool().num_used();
   load.blocks_cached = impl_->blocks.pool().num_cached();
@@ -443,28 +356,11 @@ SchedulerLoad Scheduler::load() const {
 }
 
 absl::Duration Scheduler::RetryAfter(absl::Time now) const {
-  return impl_->drain.RetryAfter(static_cast<uint32_t>(impl_->waiting.size()), now);
+  return impl_->drain.RetryAfter(static_cast<uint32_t>(impl_->num_waiting()), now);
 }
 
 bool Scheduler::idle() const {
   return impl_->live.empty() && impl_->in_flight.empty();
-}
-
-void Scheduler::CheckInvariants() const {
-  std::vector<Sequence*> running;
-  for (const auto& [order, sequence] : impl_->running) {
-    MILLRACE_CHECK(sequence->running() && sequence->order() == order);
-    MILLRACE_CHECK(sequence->planned() > 0 && sequence->planned() <= sequence->tokens());
-    running.push_back(sequence);
-  }
-  impl_->blocks.CheckInvariants(running);
-  for (const auto& [order, sequence] : impl_->waiting) {
-    MILLRACE_CHECK(!sequence->running() && sequence->order() == order);
-    MILLRACE_CHECK(sequence->planned() == 0 && sequence->blocks().empty());
-  }
-  MILLRACE_CHECK(impl_->live.size() == impl_->running.size() + impl_->waiting.size());
-  impl_->CheckOrder();
-  MILLRACE_CHECK(impl_->running.size() <= impl_->options.max_running_sequences);
 }
 
 }  // namespace millrace

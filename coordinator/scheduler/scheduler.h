@@ -25,6 +25,9 @@
 // - nobody starves: running sequences end, as their lengths are bounded, and then the oldest waiting one is
 //   admitted before any other. Who arrives 2 * kMaxPriority * kPriorityUnit after a sequence is younger than
 //   it, so that at most those that came before then are admitted before it, or preempt it once it runs.
+//
+// A planned change of the ring: Hold keeps back all that has not begun, what arrives too; when nothing is
+// left of what has begun, the ring may go, and Release lets the others wait again, on the next ring.
 #pragma once
 
 #include <cstdint>
@@ -74,6 +77,8 @@ struct RingShape {
 struct SchedulerLoad {
   uint32_t running = 0;
   uint32_t waiting = 0;
+  uint32_t held = 0;                                           // of those that wait
+  uint32_t begun() const { return running + waiting - held; }  // only while holding: preempted ones wait, too
   uint32_t in_flight = 0;
   uint32_t blocks_total = 0;
   uint32_t blocks_used = 0;
@@ -103,18 +108,33 @@ class Scheduler {
   explicit Scheduler(SchedulerOptions options);
   ~Scheduler();
 
-  // A ring is there: sequences may run. All KV blocks are free; microbatch ids begin at 1.
-  // REQUIRES: no ring, or OnRingLost since.
+  // A ring is there: sequences may run. All KV blocks are free; microbatch ids begin at 1. Held sequences
+  // that cannot fit its KV cache end as Add would end them. REQUIRES: no ring, or OnRingLost since.
   void OnRingReady(const RingShape& shape, absl::Time now);
 
-  // The ring is gone: every live sequence, running or waiting, ends with `why`. Results of its microbatches
-  // must not be passed in any more.
+  // The ring is gone: every live sequence, running or waiting, ends with `why`, but for those that are held.
+  // Results of its microbatches must not be passed in any more.
   void OnRingLost(const absl::Status& why, absl::Time now);
 
-  // A request arrives. It may end at once: UNAVAILABLE (no ring), RESOURCE_EXHAUSTED (QUEUE_FULL, to be
-  // retried after the pause that the status names; or KV_CACHE_TOO_SMALL, it can never fit: not to be
-  // retried), INVALID_ARGUMENT (prompt empty, or of context_tokens or more), DEADLINE_EXCEEDED. REQUIRES: the
-  // id was never used before.
+  // Keeps back every sequence that has not begun, and each that arrives from now on, with or without a ring.
+  // They count as waiting, and deadlines hold. What has begun goes on, preempted ones too. No effect while
+  // holding.
+  void Hold();
+  // Held sequences wait from now on, in the order of their arrival; without a ring they end with `no_ring`.
+  // REQUIRES: `no_ring` is not OK.
+  void Release(const absl::Status& no_ring, absl::Time now);
+  bool holding() const;
+
+  // A microbatch of no sequence: `token` alone, and one to be sampled after it. It shows that the ring turns,
+  // and leaves no trace in prefix cache, load or learnt times. Nothing if the ring has no KV block. REQUIRES:
+  // a ring, on which nothing has been planned yet.
+  std::optional<MicrobatchPlan> PlanCanary(TokenId token, absl::Time now);
+  bool canary_in_flight() const;
+
+  // A request arrives. It may end at once: UNAVAILABLE (no ring, and not holding), RESOURCE_EXHAUSTED
+  // (QUEUE_FULL, to be retried after the pause that the status names; or KV_CACHE_TOO_SMALL, it can never
+  // fit: not to be retried), INVALID_ARGUMENT (prompt empty, or of context_tokens or more),
+  // DEADLINE_EXCEEDED. REQUIRES: the id was never used before.
   void Add(SequenceRequest request, absl::Time now);
 
   // Ends a live sequence with `why` now; its blocks are free. Unknown ids are ignored. REQUIRES: `why` is not

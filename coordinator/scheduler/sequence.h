@@ -2,6 +2,7 @@
 // happened.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <optional>
 #include <utility>
@@ -66,6 +67,11 @@ class Sequence {
   bool in_batch() const { return in_batch_; }
   void JoinBatch() { in_batch_ = true; }
 
+  // It was kept back and waits from now on. `change`: see since().
+  void Rejoin(uint64_t change) { since_ = change; }
+  // REQUIRES: nothing was generated, and tokens() is less than `tokens`, which all of it must fit into.
+  void FitInto(uint32_t tokens) { max_tokens_ = std::min(max_tokens_, tokens - prompt_tokens_); }
+
   // Back to waiting: everything known is computed again, nothing is reported again. REQUIRES: no blocks held.
   void Preempt(uint64_t change);
 
@@ -94,7 +100,7 @@ class Sequence {
   bool IsEndToken(TokenId token, absl::Span<const TokenId> end_tokens) const;
 
   SequenceRequest request_;  // its prompt has moved to tokens_
-  const uint32_t max_tokens_;
+  uint32_t max_tokens_;
   const SequenceOrder order_;
   uint32_t prompt_tokens_;
   std::vector<TokenId> tokens_;  // prompt, then generated
