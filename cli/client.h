@@ -120,6 +120,7 @@ std::string Summary(const v1::Finished& finished);
 int HealthCommand(const std::vector<std::string>& args);
 int GenerateCommand(const std::vector<std::string>& args);
 int ChatCommand(const std::vector<std::string>& args);
+int DrainCommand(const std::vector<std::string>& args);
 int TokenizeCommand(const std::vector<std::string>& args);
 int PlanCommand(const std::vector<std::string>& args);
 int StatusCommand(const std::vector<std::string>& args);

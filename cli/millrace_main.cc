@@ -22,6 +22,7 @@ constexpr Command kCommands[] = {
     {"plan", "predict how a model would run on a cluster", millrace::cli::PlanCommand},
     {"status", "show server, model, load and stages", millrace::cli::StatusCommand},
     {"health", "ask for health: exit code 0 if it is SERVING", millrace::cli::HealthCommand},
+    {"drain", "let requests finish before a process is stopped", millrace::cli::DrainCommand},
     {"trace", "record microbatches, to look at in Perfetto", millrace::cli::TraceCommand},
 };
 

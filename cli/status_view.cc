@@ -79,6 +79,8 @@ const char* StateName(v1::GetServerInfoResponse::State state) {
       return "loading";
     case v1::GetServerInfoResponse::STATE_SERVING:
       return "serving";
+    case v1::GetServerInfoResponse::STATE_DRAINING:
+      return "draining";
     case v1::GetServerInfoResponse::STATE_STOPPING:
       return "stopping";
     default:

@@ -112,7 +112,8 @@ class Coordinator {
   absl::Status ServeMetrics(CoordinatorAddresses& addresses);
   absl::Status WriteStatusFile(const CoordinatorAddresses& addresses) const;
   void TellHealth(bool ready);
-  void Drain();
+  void BeginDrain();
+  void Stop();
 
   CoordinatorOptions options_;
   std::string secret_;
@@ -122,6 +123,7 @@ class Coordinator {
   LoadedModel model_;
   std::vector<LayerRange> placement_;
   BoundedQueue<int> signals_;
+  std::atomic<bool> drain_told_{false};
   std::unique_ptr<Frontend> frontend_;
   std::unique_ptr<Engine> engine_;
   std::unique_ptr<HopListener> listener_;
@@ -135,6 +137,8 @@ Coordinator::~Coordinator() {
   const auto soon = std::chrono::system_clock::now() + std::chrono::milliseconds(500);
   health_.OnReadyChange(nullptr);
   metrics_.reset();
+  // Before the server, whose end waits for the calls that the cluster answers.
+  if (cluster_ != nullptr) cluster_->Stop("the coordinator is stopping", absl::ZeroDuration());
   if (frontend_ != nullptr) frontend_->Stop();
   if (server_ != nullptr) server_->Shutdown(soon);
   if (cluster_server_ != nullptr) cluster_server_->Shutdown(soon);
@@ -179,6 +183,13 @@ void Coordinator::MakeFrontend() {
   frontend.max_queued_requests = options_.max_queued;
   frontend.max_running_requests = options_.max_running;
   frontend.max_input_bytes = options_.max_input_bytes;
+  frontend.drain.on_drain = [this] { BeginDrain(); };
+  frontend.drain.on_all_idle = [this] {
+    if (cluster_ != nullptr) cluster_->ReportAllIdle();
+  };
+  frontend.drain.drain = [this](std::optional<uint32_t> stage, absl::Duration wait, auto done) {
+    cluster_->Drain(stage, wait, std::move(done));
+  };
   frontend_ = std::make_unique<Frontend>(std::move(frontend));
 }
 
@@ -199,6 +210,8 @@ void Coordinator::MakeEngine() {
   engine.max_in_flight_limit = options_.max_in_flight;
   engine.on_serving = [this](bool serving) { health_.SetReady(serving); };
   engine.health = &health_;
+  engine.canary = model_.tokenizer->bos().value_or(0);
+  engine.on_quiet = [this](uint64_t hold) { cluster_->ReportQuiet(hold); };
   engine.on_ring_fault = [this](Epoch epoch, absl::Status why) {
     cluster_->ReportRingFault(epoch, std::move(why));
   };
@@ -224,6 +237,7 @@ void Coordinator::MakeCluster() {
   cluster.cluster.host_identity = HostIdentity();
   char* absolute = realpath(options_.model.c_str(), nullptr);
   cluster.health = &health_;
+  cluster.drain.replace_within = options_.replacement_wait;
   cluster.model_path = absolute == nullptr ? options_.model : absolute;
   free(absolute);
   cluster.max_rows = options_.max_rows;
@@ -331,11 +345,18 @@ absl::Status Coordinator::WriteStatusFile(const CoordinatorAddresses& addresses)
   return absl::OkStatus();
 }
 
-void Coordinator::Drain() {
+// Asked for by a client; may come again.
+void Coordinator::BeginDrain() {
+  if (drain_told_.exchange(true)) return;
+  LogInfo("draining: ", frontend_->live_requests(), " requests in progress, new ones are refused");
+  health_.SetDraining(true);
+}
+
+void Coordinator::Stop() {
   LogInfo("stopping: ", frontend_->live_requests(), " requests in progress, grace time ",
           absl::FormatDuration(options_.grace));
   health_.SetDraining(true);
-  frontend_->BeginDrain();
+  frontend_->BeginStop();
   if (!frontend_->WaitIdle(options_.grace)) {
     LogWarning("grace time over: cancelling ", frontend_->live_requests(), " requests");
     frontend_->CancelAll(absl::UnavailableError("the server is stopping"));
@@ -368,7 +389,7 @@ absl::Status Coordinator::Run(const std::function<absl::Status(const Coordinator
   if (status.ok()) status = on_listening(*addresses);
   if (status.ok()) {
     signals_.Pop();
-    Drain();
+    Stop();
   }
   if (!options_.status_file.empty()) unlink(options_.status_file.c_str());
   return status;

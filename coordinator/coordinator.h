@@ -40,6 +40,7 @@ struct CoordinatorOptions {
   uint64_t max_input_bytes = uint64_t{1} << 20;
   absl::Duration grace = absl::Seconds(10);
   absl::Duration worker_timeout = absl::Seconds(3);
+  absl::Duration replacement_wait = absl::Seconds(60);
 };
 
 // Enough for hops that take three times as long as a stage; the ring's queues have room for so many.

@@ -63,6 +63,8 @@ void CoordinatorFlags::Declare(OptionSet& set, bool with_join_secret) {
   set.AddBytes("max-input", &options_.max_input_bytes, "largest input of a request");
   set.AddDuration("grace", &options_.grace, "after SIGTERM: how long running requests may take to finish");
   set.AddDuration("worker-timeout", &options_.worker_timeout, "silence after which a worker counts as lost");
+  set.AddDuration("replacement-wait", &options_.replacement_wait,
+                  "after a drained worker has left: how long requests are held until another has its stage");
 }
 
 namespace {
@@ -117,6 +119,9 @@ absl::StatusOr<CoordinatorOptions> CoordinatorFlags::Finish() const {
   }
   if (result.worker_timeout < absl::Seconds(1)) {
     return absl::InvalidArgumentError("--worker-timeout: at least 1s; workers report every 500ms");
+  }
+  if (result.replacement_wait < absl::ZeroDuration()) {
+    return absl::InvalidArgumentError("--replacement-wait: at least 0s; 0s: requests are not held");
   }
   if (result.max_input_bytes > (uint64_t{64} << 20)) {
     return absl::InvalidArgumentError("--max-input: at most 64MiB");

@@ -95,11 +95,13 @@ ClusterController::ClusterController(ClusterControllerOptions options, Engine* e
                   events_.Push(WorkerSaid{std::move(session), std::move(message)});
                 },
                 [this](WorkerId worker) { events_.Push(WorkerGone{worker}); }}),
-      state_(options_.cluster) {}
+      state_(options_.cluster),
+      drain_(options_.drain) {}
 
 ClusterController::~ClusterController() {
   events_.Close();
   if (thread_.joinable()) thread_.join();
+  EndDrains();
 }
 
 void ClusterController::Start() {
@@ -119,6 +121,19 @@ void ClusterController::ReportRingFault(Epoch epoch, absl::Status why) {
   events_.Push(RingFault{epoch, std::move(why)});
 }
 
+void ClusterController::Drain(std::optional<uint32_t> stage, absl::Duration wait, DrainDone done) {
+  if (events_.Push(DrainAsked{stage, wait, done})) return;
+  done(absl::UnavailableError("the coordinator is stopping"));
+}
+
+void ClusterController::ReportAllIdle() {
+  events_.TryPush(AllIdle{});
+}
+
+void ClusterController::ReportQuiet(uint64_t hold) {
+  events_.TryPush(RingQuiet{hold});
+}
+
 void ClusterController::RunLoop() {
   HealthState::Loop turns(options_.health, "cluster");
   while (!events_.closed()) {
@@ -131,6 +146,7 @@ void ClusterController::RunLoop() {
     }
     state_.Tick(now);
     for (const ClusterAction& action : state_.TakeActions()) CarryOut(action);
+    StepDrain(now);
     PublishState();
   }
   // Only now: workers that still run would take the end of their hop for a failure.
@@ -138,10 +154,12 @@ void ClusterController::RunLoop() {
   for (auto& [id, session] : sessions_) session->End(absl::UnavailableError("the coordinator has stopped"));
   // Sessions that end later find a closed queue.
   events_.Close();
+  EndDrains();
 }
 
 absl::Duration ClusterController::WaitTime() const {
-  const absl::Time next = stop_until_.has_value() ? *stop_until_ : state_.NextTick();
+  const absl::Time next =
+      stop_until_.has_value() ? *stop_until_ : std::min(state_.NextTick(), drain_.NextTick());
   const absl::Duration longest = options_.health == nullptr ? absl::InfiniteDuration() : kLongestLoopWait;
   if (next == absl::InfiniteFuture()) return longest;
   return std::clamp(next - Clock::Steady().Now(), absl::ZeroDuration(), longest);
@@ -156,13 +174,70 @@ void ClusterController::Handle(Event event) {
     state_.OnGone(gone->worker, "its control stream ended", now);
   } else if (auto* fault = std::get_if<RingFault>(&event)) {
     state_.OnRingFault(fault->epoch, std::string(fault->why.message()), now);
+  } else if (auto* drain = std::get_if<DrainAsked>(&event)) {
+    BeginDrain(std::move(*drain));
+  } else if (std::holds_alternative<AllIdle>(event)) {
+    drain_.OnAllIdle();
+  } else if (auto* quiet = std::get_if<RingQuiet>(&event)) {
+    drain_.OnQuiet(quiet->hold, now);
   } else {
     BeginStop(std::get<StopAsked>(event));
   }
 }
 
+void ClusterController::BeginDrain(DrainAsked asked) {
+  const absl::Time now = Clock::Steady().Now();
+  if (stop_until_.has_value()) return asked.done(absl::UnavailableError("the coordinator is stopping"));
+  if (asked.stage.has_value() && *asked.stage >= state_.num_stages()) {
+    return asked.done(absl::InvalidArgumentError(
+        absl::StrCat("there is no stage ", *asked.stage, "; stages are 0 to ", state_.num_stages() - 1)));
+  }
+  const uint64_t call = ++last_drain_;
+  drains_.emplace(call, std::move(asked.done));
+  if (!asked.stage.has_value()) return drain_.OnDrainAll(call, asked.wait, now);
+  const WorkerId worker = state_.WorkerOf(*asked.stage);
+  LogInfo("stage ", *asked.stage, " is drained: ",
+          worker.valid() ? absl::StrCat("worker ", worker.value(), " is to leave") : "it has no worker");
+  drain_.OnDrainWorker(call, worker, asked.wait, now);
+}
+
+void ClusterController::StepDrain(absl::Time now) {
+  for (const WorkerId worker : drain_.leaving()) {
+    if (!state_.Has(worker)) drain_.OnGone(worker, now);
+  }
+  drain_.Tick(now);
+  for (const DrainAction& action : drain_.TakeActions()) {
+    if (const auto* hold = std::get_if<HoldRequests>(&action)) {
+      engine_->Hold(hold->number);
+    } else if (std::holds_alternative<ReleaseRequests>(action)) {
+      LogInfo("requests are no longer held");
+      engine_->Release();
+    } else {
+      const AnswerDrain& answer = std::get<AnswerDrain>(action);
+      const auto waiting = drains_.extract(answer.call);
+      if (!waiting.empty()) waiting.mapped()(answer.finished);
+    }
+  }
+}
+
+void ClusterController::AnswerDrains() {
+  for (const auto& [call, done] : drains_) done(absl::UnavailableError("the coordinator is stopping"));
+  drains_.clear();
+}
+
+// Nobody may be left without an answer, whose event nobody will handle either.
+void ClusterController::EndDrains() {
+  for (Event& event : events_.PopAll(absl::ZeroDuration())) {
+    if (auto* drain = std::get_if<DrainAsked>(&event)) {
+      drain->done(absl::UnavailableError("the coordinator is stopping"));
+    }
+  }
+  AnswerDrains();
+}
+
 void ClusterController::BeginStop(const StopAsked& stop) {
   stop_until_ = stop.until;
+  AnswerDrains();
   engine_->SetState(PipelineState::kStopping, stop.reason);
   for (auto& [id, session] : sessions_) {
     v1::CoordinatorMessage message;
@@ -331,6 +406,7 @@ void ClusterController::RaiseRing(const RingUp& action) {
   LogInfo("epoch ", action.epoch.value(), ": serving with ", action.workers.size(), " stages, KV cache of ",
           action.kv_blocks, " blocks of ", options_.block_tokens, " tokens");
   engine_->RingReady(std::move(ring));
+  drain_.OnRingUp();
   ring_epoch_ = action.epoch;
   ring_workers_ = action.workers;
   for (const WorkerId worker : action.workers) ShareClock(worker);
@@ -360,6 +436,8 @@ void ClusterController::PublishState() {
   engine_->SetCluster(std::move(cluster));
   const PipelineState state = state_.state();
   std::string detail = state_.Detail();
+  const std::string held = drain_.Detail();
+  if (!held.empty()) absl::StrAppend(&detail, detail.empty() ? "" : "; ", held);
   if (state == published_state_ && detail == published_detail_) return;
   if (state != published_state_ && options_.on_state) options_.on_state(state);
   if (state != PipelineState::kServing && detail != published_detail_) LogInfo(detail);

@@ -8,17 +8,23 @@
 #include <thread>
 #include <variant>
 
+#include "absl/status/statusor.h"
 #include "common/bounded_queue.h"
 #include "common/health_state.h"
 #include "common/transport/hop_listener.h"
 #include "coordinator/cluster/cluster_state.h"
+#include "coordinator/cluster/drain_state.h"
 #include "coordinator/cluster/worker_session.h"
 #include "coordinator/pipeline/engine.h"
 
 namespace millrace {
 
+// How a drain ended: whether nothing is left; UNAVAILABLE: the server stops. INVALID_ARGUMENT: no such stage.
+using DrainDone = std::function<void(absl::StatusOr<bool>)>;
+
 struct ClusterControllerOptions {
   ClusterOptions cluster;
+  DrainOptions drain;
   std::string model_path;
   absl::Duration heartbeat = absl::Milliseconds(500);
   uint32_t max_rows = 0;
@@ -43,6 +49,13 @@ class ClusterController {
   void Stop(const std::string& reason, absl::Duration grace);
   void ReportRingFault(Epoch epoch, absl::Status why);
 
+  // Waits until the worker of `stage` may go, or, without a stage, until ReportAllIdle; at most `wait`.
+  // `done` is called once, on the cluster thread or on this one; it must not wait.
+  void Drain(std::optional<uint32_t> stage, absl::Duration wait, DrainDone done);
+  // As DrainState::OnAllIdle and OnQuiet. Never waits.
+  void ReportAllIdle();
+  void ReportQuiet(uint64_t hold);
+
  private:
   struct WorkerSaid {
     std::shared_ptr<WorkerSession> session;
@@ -59,7 +72,16 @@ class ClusterController {
     std::string reason;
     absl::Time until;
   };
-  using Event = std::variant<WorkerSaid, WorkerGone, RingFault, StopAsked>;
+  struct DrainAsked {
+    std::optional<uint32_t> stage;
+    absl::Duration wait;
+    DrainDone done;
+  };
+  struct AllIdle {};
+  struct RingQuiet {
+    uint64_t hold = 0;
+  };
+  using Event = std::variant<WorkerSaid, WorkerGone, RingFault, StopAsked, DrainAsked, AllIdle, RingQuiet>;
 
   void RunLoop();
   absl::Duration WaitTime() const;
@@ -67,6 +89,10 @@ class ClusterController {
   void HandleMessage(const std::shared_ptr<WorkerSession>& session, const v1::WorkerMessage& message);
   void HandleHello(const std::shared_ptr<WorkerSession>& session, const v1::Hello& hello);
   void BeginStop(const StopAsked& stop);
+  void BeginDrain(DrainAsked asked);
+  void StepDrain(absl::Time now);
+  void AnswerDrains();
+  void EndDrains();
   void CarryOut(const ClusterAction& action);
   void Welcome(WorkerId worker);
   void Measure(const MeasureWorker& action);
@@ -87,6 +113,9 @@ class ClusterController {
 
   // Thread: cluster.
   ClusterState state_;
+  DrainState drain_;
+  uint64_t last_drain_ = 0;
+  std::map<uint64_t, DrainDone> drains_;  // that are not answered
   std::map<WorkerId, std::shared_ptr<WorkerSession>> sessions_;
   Epoch ring_epoch_;
   std::vector<WorkerId> ring_workers_;  // by stage; empty without a ring

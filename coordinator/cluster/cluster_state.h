@@ -158,6 +158,10 @@ class ClusterState {
   std::string Detail() const;  // for people: what is waited for
   // Who is there, and how the layers lie. What the options say of the ring is left to the caller.
   ClusterSnapshot Snapshot() const;
+  bool Has(WorkerId worker) const { return workers_.count(worker) > 0; }
+  // Not valid: the stage has none. REQUIRES: stage < num_stages().
+  WorkerId WorkerOf(uint32_t stage) const { return stages_[stage]; }
+  uint32_t num_stages() const { return static_cast<uint32_t>(options_.placement.size()); }
   const std::optional<StagePlacement>& forecast() const { return forecast_; }
 
  private:
@@ -194,7 +198,6 @@ class ClusterState {
   StageSnapshot StageOf(WorkerId id) const;
   std::string NextUnixAddress(uint32_t stage) const;
   CoreShare CoresOf(uint32_t stage) const;
-  uint32_t num_stages() const { return static_cast<uint32_t>(options_.placement.size()); }
 
   const ClusterOptions options_;
   Phase phase_ = Phase::kWaiting;

@@ -17,9 +17,12 @@
 namespace millrace {
 namespace {
 
-constexpr uint32_t kApiRevision = 3;
+constexpr uint32_t kApiRevision = 4;
 constexpr double kMaxTraceSeconds = 60;
 constexpr int kMaxTraces = 4;
+constexpr absl::Duration kDefaultDrainWait = absl::Seconds(60);
+constexpr absl::Duration kMaxDrainWait = absl::Hours(1);
+constexpr int kMaxDrains = 64;
 constexpr size_t kMaxControlBytes = size_t{1} << 20;
 
 v1::GetServerInfoResponse::State ToProto(PipelineState state) {
@@ -195,13 +198,21 @@ absl::StatusOr<absl::Duration> ControlService::TraceLength(const grpc::ByteBuffe
 
 v1::GetServerInfoResponse ControlService::ServerInfo() const {
   const PipelineSnapshot pipeline = engine_->Snapshot();
-  const bool stopping = options_.registry->closed();
+  const RequestRegistry::State state = options_.registry->state();
   v1::GetServerInfoResponse info;
   info.set_version(options_.version);
   info.set_api_revision(kApiRevision);
-  info.set_state(stopping ? v1::GetServerInfoResponse::STATE_STOPPING : ToProto(pipeline.state));
-  info.set_state_detail(stopping ? "the server finishes its live requests and takes no new ones"
-                                 : pipeline.detail);
+  info.set_state(ToProto(pipeline.state));
+  info.set_state_detail(pipeline.detail);
+  if (state == RequestRegistry::State::kStopping) {
+    info.set_state(v1::GetServerInfoResponse::STATE_STOPPING);
+    info.set_state_detail("the server finishes its live requests and takes no new ones");
+  } else if (state == RequestRegistry::State::kDraining) {
+    info.set_state(v1::GetServerInfoResponse::STATE_DRAINING);
+    info.set_state_detail(
+        absl::StrCat(options_.registry->live(),
+                     " requests are left; new ones are refused until the server is started again"));
+  }
   SetDuration(options_.clock->Now() - started_, info.mutable_uptime());
   info.set_max_queued_requests(options_.max_queued_requests);
   info.set_max_running_requests(options_.max_running_requests);
@@ -281,6 +292,65 @@ v1::GetClusterResponse ControlService::Cluster() const {
   response.set_block_tokens(cluster.block_tokens);
   response.set_context_tokens(cluster.context_tokens);
   response.set_kv_type(ToWire(cluster.kv_type));
+  return response;
+}
+
+namespace {
+
+struct DrainAsk {
+  std::optional<uint32_t> stage;
+  absl::Duration wait;
+};
+
+absl::StatusOr<DrainAsk> ParseDrain(const grpc::ByteBuffer& request) {
+  ASSIGN_OR_RETURN(const v1::DrainRequest message, ParseMessage<v1::DrainRequest>(request, kMaxControlBytes));
+  DrainAsk ask;
+  if (message.has_stage()) ask.stage = message.stage();
+  ask.wait = message.has_wait() ? GetDuration(message.wait()) : kDefaultDrainWait;
+  if (ask.wait >= absl::ZeroDuration() && ask.wait <= kMaxDrainWait) return ask;
+  return Refusal(absl::StatusCode::kInvalidArgument, "DRAIN_WAIT",
+                 absl::StrCat("wait: ", absl::FormatDuration(ask.wait), " is not between 0 and ",
+                              absl::FormatDuration(kMaxDrainWait)));
+}
+
+}  // namespace
+
+// The server is shut down only when every call has ended, so `this` outlives them.
+grpc::ServerUnaryReactor* ControlService::Drain(grpc::CallbackServerContext* context,
+                                                const grpc::ByteBuffer* request, grpc::ByteBuffer* response) {
+  grpc::ServerUnaryReactor* const reactor = context->DefaultReactor();
+  absl::StatusOr<DrainAsk> ask = ParseDrain(*request);
+  if (ask.ok() && drains_.fetch_add(1) >= kMaxDrains) {
+    drains_.fetch_sub(1);
+    ask = RetryLater(absl::StatusCode::kResourceExhausted, "TOO_MANY_DRAINS",
+                     absl::StrCat(kMaxDrains, " calls wait for a drain; retry when one has ended"));
+  }
+  if (!ask.ok()) {
+    Answer<v1::DrainResponse>(ask.status(), response, reactor);
+    return reactor;
+  }
+  const bool of_stage = ask->stage.has_value();
+  if (!of_stage) {
+    options_.registry->Close(RequestRegistry::State::kDraining);
+    options_.drain.on_drain();
+  }
+  options_.drain.drain(
+      ask->stage, ask->wait, [this, of_stage, response, reactor](absl::StatusOr<bool> finished) {
+        drains_.fetch_sub(1);
+        Answer<v1::DrainResponse>(finished.ok()
+                                      ? absl::StatusOr<v1::DrainResponse>(Drained(of_stage, *finished))
+                                      : finished.status(),
+                                  response, reactor);
+      });
+  return reactor;
+}
+
+v1::DrainResponse ControlService::Drained(bool of_stage, bool finished) const {
+  v1::DrainResponse response;
+  response.set_finished(finished);
+  if (finished) return response;
+  const size_t left = of_stage ? engine_->Snapshot().load.begun() : options_.registry->live();
+  response.set_remaining_requests(static_cast<uint32_t>(left));
   return response;
 }
 

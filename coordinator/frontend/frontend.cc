@@ -8,7 +8,9 @@
 namespace millrace {
 
 Frontend::Frontend(FrontendOptions options)
-    : options_(std::move(options)), encoder_(options_.tokenizer, options_.chat_template) {
+    : options_(std::move(options)),
+      registry_(options_.drain.on_all_idle),
+      encoder_(options_.tokenizer, options_.chat_template) {
   TextWorkerOptions worker;
   worker.tokenizer = options_.tokenizer;
   worker.encoder = &encoder_;
@@ -58,6 +60,7 @@ ControlServiceOptions Frontend::ControlOptions() {
   control.max_queued_requests = options_.max_queued_requests;
   control.max_running_requests = options_.max_running_requests;
   control.max_input_bytes = options_.max_input_bytes;
+  control.drain = options_.drain;
   control.queued_jobs = [worker = worker_.get()] { return worker->queued_jobs(); };
   return control;
 }
@@ -78,8 +81,8 @@ void Frontend::Start() {
   worker_->Start(engine_);
 }
 
-void Frontend::BeginDrain() {
-  registry_.Close();
+void Frontend::BeginStop() {
+  registry_.Close(RequestRegistry::State::kStopping);
 }
 
 void Frontend::CancelAll(const absl::Status& why) {
@@ -91,7 +94,7 @@ bool Frontend::WaitIdle(absl::Duration timeout) const {
 }
 
 void Frontend::Stop() {
-  BeginDrain();
+  BeginStop();
   worker_->Stop();
 }
 

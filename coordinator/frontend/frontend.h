@@ -44,6 +44,7 @@ struct FrontendOptions {
   // Of events that wait for one client; beyond, it is cancelled.
   size_t max_mailbox_bytes = size_t{16} << 20;
   TextInboxLimits inbox;
+  DrainPort drain;
 
   const Clock* clock = &Clock::Steady();
 };
@@ -51,7 +52,7 @@ struct FrontendOptions {
 // Owns the two services, the text thread and the state of live requests. Thread: one that starts and stops
 // the program, but for sink(), which is the engine's, and the services, which are gRPC's.
 //
-// Starting: SetEngine, Start, then build the server. Stopping: BeginDrain; WaitIdle for the grace time;
+// Starting: SetEngine, Start, then build the server. Stopping: BeginStop; WaitIdle for the grace time;
 // CancelAll; WaitIdle again; Stop; then shut the server down, then the engine. The server is gone before the
 // Frontend is.
 class Frontend {
@@ -73,8 +74,8 @@ class Frontend {
 
   TokenSink* sink() { return worker_.get(); }
 
-  // From now on Generate is refused with UNAVAILABLE SHUTTING_DOWN.
-  void BeginDrain();
+  // From now on Generate is refused with UNAVAILABLE SHUTTING_DOWN; after a drain, too.
+  void BeginStop();
   // Ends every live request with `why`, which is not OK.
   void CancelAll(const absl::Status& why);
   // True once no request is live and no Generate call open; false after `timeout`.
@@ -84,7 +85,7 @@ class Frontend {
   size_t queued_jobs() const { return worker_->queued_jobs(); }
   size_t live_requests() const { return registry_.live(); }
 
-  // BeginDrain, then ends what is left with UNAVAILABLE, without waiting for the engine, and joins the text
+  // BeginStop, then ends what is left with UNAVAILABLE, without waiting for the engine, and joins the text
   // thread.
   void Stop();
 

@@ -10,4 +10,8 @@ void SetDuration(absl::Duration from, google::protobuf::Duration* to) {
   to->set_nanos(static_cast<int32_t>(absl::ToInt64Nanoseconds(rest)));
 }
 
+absl::Duration GetDuration(const google::protobuf::Duration& from) {
+  return absl::Seconds(from.seconds()) + absl::Nanoseconds(from.nanos());
+}
+
 }  // namespace millrace

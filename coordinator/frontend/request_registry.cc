@@ -1,5 +1,6 @@
 #include "coordinator/frontend/request_registry.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "absl/container/flat_hash_set.h"
@@ -9,11 +10,22 @@
 #include "coordinator/frontend/generate_stream.h"
 
 namespace millrace {
+namespace {
+
+// Behind one name there may be others that take it at once; nobody else is to call in a busy loop.
+constexpr absl::Duration kDrainPause = absl::Seconds(1);
+
+}  // namespace
 
 absl::Status RequestRegistry::Register(const std::string& request_id,
                                        std::shared_ptr<GenerateStream> stream) {
   MutexLock lock(&mutex_);
-  if (closed_) {
+  if (state_ == State::kDraining) {
+    return RetryAfter(RetryLater(absl::StatusCode::kUnavailable, "DRAINING",
+                                 "the server is draining: it finishes its requests and takes no new ones"),
+                      kDrainPause);
+  }
+  if (state_ == State::kStopping) {
     return RetryLater(absl::StatusCode::kUnavailable, "SHUTTING_DOWN",
                       "the server is stopping and takes no new requests; retry with back-off");
   }
@@ -27,12 +39,23 @@ absl::Status RequestRegistry::Register(const std::string& request_id,
 
 void RequestRegistry::Remove(const std::string& request_id) {
   std::shared_ptr<GenerateStream> removed;  // outlives the lock
-  MutexLock lock(&mutex_);
-  const auto it = live_.find(request_id);
-  if (it == live_.end()) return;
-  removed = std::move(it->second);
-  live_.erase(it);
-  if (IdleLocked()) changed_.NotifyAll();
+  bool idle = false;
+  {
+    MutexLock lock(&mutex_);
+    const auto it = live_.find(request_id);
+    if (it == live_.end()) return;
+    removed = std::move(it->second);
+    live_.erase(it);
+    idle = LeaveLocked();
+  }
+  if (idle && on_idle_) on_idle_();
+}
+
+bool RequestRegistry::LeaveLocked() {
+  if (!IdleLocked()) return false;
+  changed_.NotifyAll();
+  if (state_ == State::kOpen || idle_told_) return false;
+  return idle_told_ = true;
 }
 
 std::vector<std::shared_ptr<GenerateStream>> RequestRegistry::Find(
@@ -61,19 +84,28 @@ void RequestRegistry::StreamOpened() {
 }
 
 void RequestRegistry::StreamClosed() {
-  MutexLock lock(&mutex_);
-  --open_streams_;
-  if (IdleLocked()) changed_.NotifyAll();
+  bool idle = false;
+  {
+    MutexLock lock(&mutex_);
+    --open_streams_;
+    idle = LeaveLocked();
+  }
+  if (idle && on_idle_) on_idle_();
 }
 
-void RequestRegistry::Close() {
-  MutexLock lock(&mutex_);
-  closed_ = true;
+void RequestRegistry::Close(State state) {
+  bool idle = false;
+  {
+    MutexLock lock(&mutex_);
+    state_ = std::max(state_, state);
+    idle = LeaveLocked();
+  }
+  if (idle && on_idle_) on_idle_();
 }
 
-bool RequestRegistry::closed() const {
+RequestRegistry::State RequestRegistry::state() const {
   MutexLock lock(&mutex_);
-  return closed_;
+  return state_;
 }
 
 bool RequestRegistry::WaitIdle(absl::Duration timeout) const {

@@ -1,8 +1,10 @@
 // Which requests are live, and whether anything of them is left.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
@@ -20,7 +22,14 @@ class GenerateStream;
 // call is done, which comes later.
 class RequestRegistry {
  public:
-  // ALREADY_EXISTS REQUEST_ID_IN_USE; UNAVAILABLE SHUTTING_DOWN after Close.
+  enum class State { kOpen, kDraining, kStopping };
+
+  // `on_idle` is called once: nothing is registered from now on, and nothing is left. Thread: any. Must not
+  // wait.
+  explicit RequestRegistry(std::function<void()> on_idle = {}) : on_idle_(std::move(on_idle)) {}
+
+  // ALREADY_EXISTS REQUEST_ID_IN_USE; UNAVAILABLE DRAINING, with a pause to make, after Close(kDraining);
+  // UNAVAILABLE SHUTTING_DOWN after Close(kStopping).
   absl::Status Register(const std::string& request_id, std::shared_ptr<GenerateStream> stream);
   void Remove(const std::string& request_id);
 
@@ -31,9 +40,9 @@ class RequestRegistry {
   void StreamOpened();
   void StreamClosed();
 
-  // Nothing is registered from now on.
-  void Close();
-  bool closed() const;
+  // Nothing is registered from now on. A state that was left does not come back.
+  void Close(State state);
+  State state() const;
 
   // Waits until no request is live and no stream open. False if that took longer than `timeout`.
   bool WaitIdle(absl::Duration timeout) const;
@@ -41,15 +50,19 @@ class RequestRegistry {
   size_t live() const;
 
  private:
+  // Whether on_idle_ is to be called, after the lock.
+  bool LeaveLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   bool IdleLocked() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     return live_.empty() && open_streams_ == 0;
   }
 
+  const std::function<void()> on_idle_;
   mutable Mutex mutex_;
   mutable CondVar changed_;
   absl::flat_hash_map<std::string, std::shared_ptr<GenerateStream>> live_ ABSL_GUARDED_BY(mutex_);
   size_t open_streams_ ABSL_GUARDED_BY(mutex_) = 0;
-  bool closed_ ABSL_GUARDED_BY(mutex_) = false;
+  State state_ ABSL_GUARDED_BY(mutex_) = State::kOpen;
+  bool idle_told_ ABSL_GUARDED_BY(mutex_) = false;
 };
 
 }  // namespace millrace

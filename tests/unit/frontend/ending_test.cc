@@ -290,7 +290,7 @@ TEST_F(EndingTest, DrainingRefusesTheNewAndFinishesTheOld) {
   StartServer();
   SequenceId id;
   const auto call = Submitted(TextRequest("hello"), &id);
-  frontend_->BeginDrain();
+  frontend_->BeginStop();
   const Outcome refused = Generate(TextRequest("hello"))->Rest();
   EXPECT_EQ(refused.status.error_code(), grpc::StatusCode::UNAVAILABLE);
   EXPECT_EQ(DetailFrom(refused.status).reason(), "SHUTTING_DOWN");
@@ -318,7 +318,7 @@ TEST_F(EndingTest, CancelAllEndsEveryRequest) {
   engine_.NextSubmitting();
   const auto queued = Generate(TextRequest("three"));
   WaitForQueuedJobs(1);
-  frontend_->BeginDrain();
+  frontend_->BeginStop();
   frontend_->CancelAll(RetryLater(absl::StatusCode::kUnavailable, "SHUTTING_DOWN", "grace time is over"));
   engine_.Release();
   for (int i = 0; i < 2; ++i) {

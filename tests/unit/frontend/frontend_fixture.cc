@@ -69,10 +69,10 @@ v1::ErrorDetail DetailFrom(const grpc::Status& status) {
   EXPECT_TRUE(details.ParseFromString(status.error_details()));
   EXPECT_EQ(details.code(), status.error_code());
   EXPECT_EQ(details.message(), status.error_message());
-  EXPECT_EQ(details.details_size(), 1) << status.error_message();
-  if (details.details_size() == 1) {
+  if (details.details_size() > 0) {
     EXPECT_TRUE(details.details(0).UnpackTo(&detail));
   }
+  EXPECT_EQ(details.details_size(), detail.has_retry_after() ? 2 : 1) << status.error_message();
   return detail;
 }
 

@@ -123,7 +123,7 @@ TEST_F(UnaryTest, QueuedUnaryCallsEndWhenTheFrontendStops) {
   grpc::Status status;
   std::thread client([&] { status = Tokenize(large); });
   WaitForQueuedJobs(1);
-  frontend_->BeginDrain();
+  frontend_->BeginStop();
   std::thread stopper([&] { frontend_->Stop(); });
   engine_.Release();
   stopper.join();
@@ -142,7 +142,7 @@ TEST_F(UnaryTest, TellsAboutTheServer) {
   grpc::ClientContext context;
   ASSERT_TRUE(control_->GetServerInfo(&context, v1::GetServerInfoRequest(), &info).ok());
   EXPECT_EQ(info.version(), "1.2.3");
-  EXPECT_EQ(info.api_revision(), 3u);
+  EXPECT_EQ(info.api_revision(), 4u);
   EXPECT_EQ(info.state(), v1::GetServerInfoResponse::STATE_LOADING);
   EXPECT_EQ(info.state_detail(), snapshot.detail);
   EXPECT_TRUE(info.has_uptime());
