@@ -33,17 +33,19 @@ def faults(obj, version):
     """What is wrong with it, one line each. A kind without a schema is a fault."""
     validator = custom().get((obj["apiVersion"], obj["kind"]))
     if validator is None:
-        return _core_faults(obj, version)
+        return _core_faults(json.dumps(obj, sort_keys=True), version)
     found = [_place(error) for error in validator.iter_errors(obj)]
     for where, template in [] if found else chart.templates(obj):
         pod = {"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": "x"}, "template": template}
-        found += [f"{where}: {fault}" for fault in _core_faults(pod, version)]
+        found += [f"{where}: {fault}" for fault in _core_faults(json.dumps(pod, sort_keys=True), version)]
     return found
 
 
-def _core_faults(obj, version):
+@functools.cache
+def _core_faults(text, version):
+    """Kept: values files have most objects in common."""
     try:
-        kubernetes_validate.validate(obj, version, strict=True)
+        kubernetes_validate.validate(json.loads(text), version, strict=True)
     except kubernetes_validate.SchemaNotFoundError as error:
         return [error.message]
     except kubernetes_validate.ValidationError as error:

@@ -2,18 +2,14 @@
 {{- default .Chart.Name .Values.nameOverride | trunc 40 | trimSuffix "-" -}}
 {{- end -}}
 
-{{/* At most 40 characters: the names of pods, with what is put behind it, must be host names. */}}
+{{/* At most 40 characters and no dots: with what is put behind it, it must be the name of a host. */}}
 {{- define "millrace.fullname" -}}
-{{- if .Values.fullnameOverride -}}
-{{- .Values.fullnameOverride | trunc 40 | trimSuffix "-" -}}
-{{- else -}}
 {{- $name := include "millrace.name" . -}}
-{{- if contains $name .Release.Name -}}
-{{- .Release.Name | trunc 40 | trimSuffix "-" -}}
-{{- else -}}
-{{- printf "%s-%s" .Release.Name $name | trunc 40 | trimSuffix "-" -}}
+{{- $full := .Values.fullnameOverride -}}
+{{- if not $full -}}
+{{- $full = ternary .Release.Name (printf "%s-%s" .Release.Name $name) (contains $name .Release.Name) -}}
 {{- end -}}
-{{- end -}}
+{{- $full | replace "." "-" | trunc 40 | trimSuffix "-" -}}
 {{- end -}}
 
 {{- define "millrace.selector" -}}
@@ -100,6 +96,8 @@ seccompProfile: {type: RuntimeDefault}
 
 {{/* Restarts pods when what they read at start changes. */}}
 {{- define "millrace.checksums" -}}
+{{- if ne .Values.mode "mpijob" }}
 checksum/join-secret: {{ include (print $.Template.BasePath "/join-secret.yaml") . | sha256sum }}
+{{- end }}
 checksum/config: {{ toJson (dict "model" .Values.model "serving" .Values.serving "tls" .Values.tls "stages" .Values.stages "layers" .Values.layers) | sha256sum }}
 {{- end -}}

@@ -25,7 +25,9 @@ readinessProbe:
 {{- define "millrace.mounts" -}}
 {{- $v := .root.Values -}}
 - {name: tmp, mountPath: /tmp}
+{{- if ne $v.mode "mpijob" }}
 - {name: join-secret, mountPath: /etc/millrace/join, readOnly: true}
+{{- end }}
 {{- if include "millrace.readsModel" . }}
 - {name: model, mountPath: /models, readOnly: true}
 {{- else }}
@@ -58,11 +60,13 @@ readinessProbe:
 {{- $v := .root.Values -}}
 - name: tmp
   emptyDir: {sizeLimit: 256Mi}
+{{- if ne $v.mode "mpijob" }}
 - name: join-secret
   secret:
     secretName: {{ include "millrace.joinSecretName" .root }}
     defaultMode: 0440
     items: [{key: {{ $v.joinSecret.key | quote }}, path: secret}]
+{{- end }}
 {{- if or (eq .component "leader") (include "millrace.readsModel" .) }}
 {{ include "millrace.modelVolume" .root }}
 {{- end }}
@@ -128,6 +132,22 @@ readinessProbe:
 {{- if $args }}{{ toYaml $args }}{{ end -}}
 {{- end -}}
 
+{{/* Before a coordinator gets SIGTERM: new requests are refused, running ones finish. */}}
+{{- define "millrace.drainAll" -}}
+lifecycle:
+  preStop:
+    exec:
+      command:
+        - /usr/local/bin/millrace
+        - drain
+        - --server=127.0.0.1:50051
+        - --wait={{ .Values.drain.waitSeconds }}s
+        {{- if include "millrace.hasTls" . }}
+        - --tls-ca=/etc/millrace/tls/ca.crt
+        - --tls-name={{ include "millrace.serverName" . }}
+        {{- end }}
+{{- end -}}
+
 {{/* root */}}
 {{- define "millrace.coordinatorContainer" -}}
 {{- $v := .root.Values -}}
@@ -170,10 +190,7 @@ readinessProbe:
     - {name: metrics, containerPort: 9090}
     {{- end }}
   {{- include "millrace.probes" (dict "root" .root "port" 50053) | nindent 2 }}
-  lifecycle:
-    preStop:
-      exec:
-        command: [/bin/sh, -c, "exec /usr/local/bin/millrace drain --server=127.0.0.1:50051 --wait={{ $v.drain.waitSeconds }}s{{ include "millrace.clientTls" .root }}"]
+  {{- include "millrace.drainAll" .root | nindent 2 }}
   resources:
     {{- toYaml $v.coordinator.resources | nindent 4 }}
   securityContext:

@@ -28,6 +28,17 @@
 {{- fail (printf "layers: %q names %d stages, but stages is %d" $v.layers (len (splitList "," $v.layers)) (int $v.stages)) -}}
 {{- end -}}
 {{- end -}}
+{{- if not (regexMatch "^[a-z]" (include "millrace.fullname" .)) -}}
+{{- fail (printf "name: %q must begin with a letter to be the name of a Service: choose another release name, or set fullnameOverride" (include "millrace.fullname" .)) -}}
+{{- end -}}
+{{- range $component := list "coordinator" "worker" -}}
+{{- range $arg := (index $v $component).extraArgs -}}
+{{- $flag := regexReplaceAll "=.*" $arg "" -}}
+{{- if has $flag (list "--config" "--model" "--stages" "--stage" "--layers" "--listen" "--cluster-listen" "--health-listen" "--metrics" "--join-secret-file" "--grace" "--coordinator" "--advertise" "--tensor-parallel" "--backend" "--join-timeout" "--push-model" "--model-cache" "--tls-cert" "--tls-key" "--tls-ca" "--tls-name") -}}
+{{- fail (printf "%s.extraArgs: %s is set by the chart from other values" $component $flag) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
 {{- $least := add $v.drain.waitSeconds $v.drain.shutdownSeconds -}}
 {{- if le (int $v.terminationGracePeriodSeconds) (int $least) -}}
 {{- fail (printf "terminationGracePeriodSeconds: %d is too short: drain.waitSeconds and drain.shutdownSeconds take %d, so it must be longer" (int $v.terminationGracePeriodSeconds) (int $least)) -}}
@@ -43,6 +54,9 @@
 {{- end -}}
 {{- if and (eq $v.service.type "LoadBalancer") (eq $v.tls.mode "off") (not $v.service.allowPlaintext) -}}
 {{- fail "service.type: a LoadBalancer without TLS shows prompts and answers to whoever listens: set tls.mode, or service.allowPlaintext=true if something in front encrypts" -}}
+{{- end -}}
+{{- if and (ne $v.service.type "ClusterIP") $v.networkPolicy.enabled (not $v.service.loadBalancerSourceRanges) (not (regexMatch "\"ipBlock\"" (toJson $v.networkPolicy.clients))) -}}
+{{- fail (printf "service.type: networkPolicy.clients lets nobody from outside the cluster in, so a %s cannot be reached: add an ipBlock to it, or set service.loadBalancerSourceRanges" $v.service.type) -}}
 {{- end -}}
 {{- if and $v.service.loadBalancerSourceRanges (ne $v.service.type "LoadBalancer") -}}
 {{- fail "service.loadBalancerSourceRanges: only for service.type LoadBalancer" -}}
@@ -77,9 +91,6 @@
 {{- end -}}
 {{- if gt (int $v.replicas) 1 -}}
 {{- fail "mode mpijob: a job is one group; set replicas to 1" -}}
-{{- end -}}
-{{- if ne $v.tls.mode "off" -}}
-{{- fail "mode mpijob: TLS between the ranks of a job is not offered; use mode statefulset or lws" -}}
 {{- end -}}
 {{- if ne $v.service.type "ClusterIP" -}}
 {{- fail "mode mpijob: a job has no Service; use mode statefulset or lws for serving" -}}
