@@ -25,6 +25,7 @@ constexpr size_t kMaxStatusMessage = 1024;
 constexpr int kKeepaliveTimeMs = 10000;
 constexpr int kKeepaliveTimeoutMs = 5000;
 constexpr int kConnectTimeoutMs = 5000;
+constexpr int kLookUpAgainMs = 1000;
 
 grpc::ChannelArguments CommonArguments() {
   grpc::ChannelArguments args;
@@ -38,6 +39,9 @@ grpc::ChannelArguments CommonArguments() {
   args.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, kConnectTimeoutMs);
   args.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
   args.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 1000);
+  // A coordinator that was restarted elsewhere keeps its name and changes its address; gRPC would look again
+  // after 30 s.
+  args.SetInt(GRPC_ARG_DNS_MIN_TIME_BETWEEN_RESOLUTIONS_MS, kLookUpAgainMs);
   // Cluster traffic must never wander through a proxy that the environment names for web traffic.
   args.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
   args.SetMaxReceiveMessageSize(-1);

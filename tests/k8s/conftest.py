@@ -28,8 +28,9 @@ def golden():
 
 @pytest.fixture(scope="session")
 def protos(tmp_path_factory):
-    """A folder with Python code made from proto/."""
+    """A folder with Python code made from proto/, which containers may read too."""
     folder = tmp_path_factory.mktemp("protos")
+    folder.chmod(0o755)
     source = ROOT / "proto"
     files = sorted(str(path.relative_to(source)) for path in (source / "millrace").rglob("*.proto"))
     subprocess.run([sys.executable, "-m", "grpc_tools.protoc", f"-I{source}", f"--python_out={folder}", f"--grpc_python_out={folder}",

@@ -219,9 +219,10 @@ def test_service_rules_spread_over_endpoints_and_refuse_without():
     ports = [rules.ServicePort("10.96.0.1", 50051, "tcp", (("10.244.0.2", 1), ("10.244.0.3", 1))),
              rules.ServicePort("10.96.0.2", 9, "tcp", ())]
     text = rules.tables(ports)
+    assert "-j DNAT" in rules.tables([]), "something must always need connections to be followed"
     assert "-d 10.96.0.1 -p tcp --dport 50051 -m statistic --mode random --probability 0.500000 -j DNAT --to-destination 10.244.0.2:1" in text
     assert "--dport 50051 -j DNAT --to-destination 10.244.0.3:1" in text
-    assert "-A OUTPUT -d 10.96.0.2 -p tcp --dport 9 -j REJECT --reject-with tcp-reset" in text
+    assert "-A OUTPUT -d 10.96.0.2 -p tcp --dport 9 -m conntrack --ctstate NEW -j REJECT --reject-with tcp-reset" in text
 
 
 def policy(**spec):

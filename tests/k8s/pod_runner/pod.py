@@ -89,6 +89,8 @@ class ContainerLife:
         try:
             if self.specs["startup"]:
                 await self._probe_until(self.specs["startup"], container, lambda value: value)
+            if not container.running():
+                return
             self._set(started=True, ready=self.specs["readiness"] is None)
             await asyncio.gather(*(self._probe_until(self.specs[kind], container, lambda value: False)
                                    for kind in ("liveness", "readiness") if self.specs[kind]))
@@ -99,11 +101,14 @@ class ContainerLife:
         """Probes at the period until `enough` of the value that the results gave."""
         state = probes.ProbeState(spec)
         await asyncio.sleep(spec.initial_delay)
-        while True:
+        # The task is cancelled with the container, but wait_for may swallow that.
+        while container.running():
             begun = time.monotonic()
             # The kubelet does not restart what it is about to end; readiness goes on being asked.
             if spec.kind == "readiness" or not self.pod.deleting:
                 success, seen = await probes.probe_once(spec, container)
+                if not container.running():
+                    return
                 if not success:
                     self.record(f"{spec.kind} probe failed", seen)
                 self.pod.cluster.probed(self.pod.name, self.name, spec.kind, success)

@@ -43,8 +43,13 @@ def matches(selector, labels):
     return True
 
 
+# A rule that matches nothing. The kernel follows connections only while a rule needs it to: without this one, a Service that loses its
+# last endpoint would take the translation of its open connections with it, and they would hang.
+_KEEP_FOLLOWING = "-A OUTPUT -d 192.0.2.1 -p tcp --dport 1 -j DNAT --to-destination 192.0.2.1:1"
+
+
 def _nat(service_ports):
-    lines = []
+    lines = [_KEEP_FOLLOWING]
     for service in service_ports:
         match = f"-A OUTPUT -d {service.address} -p {service.protocol} --dport {service.port}"
         left = len(service.endpoints)
@@ -56,8 +61,8 @@ def _nat(service_ports):
 
 
 def _refused(service_ports):
-    """A Service without endpoints answers at once that nobody listens."""
-    return [f"-A OUTPUT -d {service.address} -p {service.protocol} --dport {service.port} -j REJECT"
+    """A Service without endpoints answers new connections at once that nobody listens; those it has go on."""
+    return [f"-A OUTPUT -d {service.address} -p {service.protocol} --dport {service.port} -m conntrack --ctstate NEW -j REJECT"
             + (" --reject-with tcp-reset" if service.protocol == "tcp" else "")
             for service in service_ports if not service.endpoints]
 
@@ -143,9 +148,8 @@ def tables(service_ports, pod=None, policies=(), everyone=((), {}), node_ip="0.0
     body = _refused(service_ports) + (_policies(pod, policies, everyone, node_ip) if pod else [])
     # iptables-restore wants chains declared before rules.
     filter_lines = [line for line in body if line.startswith(":")] + [line for line in body if not line.startswith(":")]
-    # Everything is flushed by name: without that, iptables-restore would take tables away and make them anew, and lose the
-    # connections that are known in between.
-    return "\n".join(["*nat", "-F", "-X", ":PREROUTING ACCEPT [0:0]", ":INPUT ACCEPT [0:0]", ":OUTPUT ACCEPT [0:0]", ":POSTROUTING ACCEPT [0:0]",
+    # Rules are flushed and chains kept, so that nothing is without rules for a moment.
+    return "\n".join(["*nat", "-F", ":PREROUTING ACCEPT [0:0]", ":INPUT ACCEPT [0:0]", ":OUTPUT ACCEPT [0:0]", ":POSTROUTING ACCEPT [0:0]",
                       *_nat(service_ports), "COMMIT",
-                      "*filter", "-F", "-X", ":INPUT ACCEPT [0:0]", ":FORWARD ACCEPT [0:0]", ":OUTPUT ACCEPT [0:0]",
+                      "*filter", "-F", ":INPUT ACCEPT [0:0]", ":FORWARD ACCEPT [0:0]", ":OUTPUT ACCEPT [0:0]",
                       *filter_lines, "COMMIT", ""])
