@@ -61,6 +61,9 @@
 {{- if and $v.service.loadBalancerSourceRanges (ne $v.service.type "LoadBalancer") -}}
 {{- fail "service.loadBalancerSourceRanges: only for service.type LoadBalancer" -}}
 {{- end -}}
+{{- if and $v.service.externalTrafficPolicy (eq $v.service.type "ClusterIP") -}}
+{{- fail "service.externalTrafficPolicy: only for service.type LoadBalancer or NodePort" -}}
+{{- end -}}
 {{- if and (eq $v.tls.mode "existingSecret") (not $v.tls.existingSecret) -}}
 {{- fail "tls.existingSecret: name the secret for tls.mode existingSecret" -}}
 {{- end -}}
@@ -85,6 +88,9 @@
 {{- if and (not $v.metrics.enabled) (or $v.metrics.serviceMonitor.enabled $v.metrics.prometheusRule.enabled $v.metrics.dashboard.enabled) -}}
 {{- fail "metrics: serviceMonitor, prometheusRule and dashboard need metrics.enabled" -}}
 {{- end -}}
+{{- if and $v.mpijob.enableSsh (ne $v.mode "mpijob") -}}
+{{- fail "mpijob.enableSsh: only mode mpijob uses SSH" -}}
+{{- end -}}
 {{- if eq $v.mode "mpijob" -}}
 {{- if not $v.mpijob.enableSsh -}}
 {{- fail "mode mpijob: pods of an MPIJob start each other by SSH; set mpijob.enableSsh=true to accept that, or use mode statefulset or lws, which need none" -}}
@@ -92,8 +98,8 @@
 {{- if gt (int $v.replicas) 1 -}}
 {{- fail "mode mpijob: a job is one group; set replicas to 1" -}}
 {{- end -}}
-{{- if ne $v.service.type "ClusterIP" -}}
-{{- fail "mode mpijob: a job has no Service; use mode statefulset or lws for serving" -}}
+{{- if or (ne $v.service.type "ClusterIP") $v.metrics.serviceMonitor.enabled $v.metrics.prometheusRule.enabled -}}
+{{- fail "mode mpijob: a job has no Service for clients or for metrics; use mode statefulset or lws for serving" -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
