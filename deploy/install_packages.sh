@@ -40,6 +40,7 @@ libgmock-dev              unit tests
 clang-14                  thread-safety analysis and fuzzing
 clang-format-14           format
 libclang-rt-14-dev        sanitizer and fuzzer runtimes of clang
+curl                      the download of a model as the chart's pods do it
 iproute2                  network namespaces stand for hosts
 iptables                  Services and network policies of the tests' pods
 procps                    looking at processes

@@ -365,6 +365,16 @@ def test_policies_can_be_left_out_and_clients_chosen():
     assert not any(o["kind"] in ("NetworkPolicy", "PodDisruptionBudget") for o in objects_of("host-path"))
     objects = objects_of("everything")
     assert not admitted(objects, {"app": "web"}, "client")
+    (test,) = [pod for pod in chart.pods(objects) if not serving(pod)]
+    assert admitted(objects, test.metadata["labels"], "client"), "helm test gets in whatever the clients are"
+
+
+@pytest.mark.parametrize("url,ports", [("https://x.example.com/m", [443]), ("http://x.example.com/m", [443, 80]),
+                                       ("https://x.example.com:8443/m", [443, 8443])])
+def test_pods_that_download_may_reach_the_server(url, ports):
+    objects = chart.render("--set", f"model.download.url={url},model.download.sha256={'a' * 64}")
+    (policy,) = [o["spec"] for o in objects if o["kind"] == "NetworkPolicy" and "Egress" in o["spec"]["policyTypes"]]
+    assert [port["port"] for port in policy["egress"][2]["ports"]] == ports
 
 
 def test_leader_worker_set():

@@ -99,8 +99,15 @@ readinessProbe:
       file=/models/model.gguf
       check() { echo "$MODEL_SHA256  $1" | sha256sum --check --status; }
       if [ -e "$file" ] && check "$file"; then echo "the model is there"; exit 0; fi
-      echo "downloading $MODEL_URL"
-      curl --fail --location --silent --show-error --retry 5 --retry-connrefused --continue-at - --output "$file.part" "$MODEL_URL"
+      if ! { [ -e "$file.part" ] && check "$file.part"; }; then
+        echo "downloading $MODEL_URL"
+        curl --fail --location --silent --show-error --retry 5 --retry-connrefused --continue-at - --output "$file.part" "$MODEL_URL" || {
+          code=$?
+          # What is there cannot be continued: the next attempt begins anew.
+          case $code in 22|33|36) rm -f "$file.part" ;; esac
+          exit $code
+        }
+      fi
       if ! check "$file.part"; then
         echo "the file's sha256 is $(sha256sum "$file.part" | cut -c1-64), expected $MODEL_SHA256: not used" >&2
         rm -f "$file.part"
