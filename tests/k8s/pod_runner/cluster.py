@@ -25,6 +25,9 @@ STORED = ("Service", "ConfigMap", "Secret", "NetworkPolicy", "PersistentVolumeCl
 # Objects that say nothing about how pods run on one node. Anything that is in no list is an error.
 WITHOUT_EFFECT = ("ServiceAccount", "PodDisruptionBudget", "ServiceMonitor", "PodMonitor", "PrometheusRule", "HorizontalPodAutoscaler",
                   "ScaledObject", "Certificate", "Issuer")
+# Seconds for which a pod's network outlives its containers, as under a kubelet: who still connects to it meanwhile is refused at once, and
+# does not wait for an address that is nobody's.
+SANDBOX_OUTLIVES = 2.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +62,7 @@ class Cluster:
         self.image, self.image_volumes, self.claims = image, image_volumes or {}, {}
         self.events, self.probe_counts = [], {}
         self._objects, self._controllers, self._pods = {}, {}, []
-        self._addresses = {}
+        self._addresses, self._ending = {}, set()
         self.network = namespaces.Network()
         self._loop = asyncio.new_event_loop()
         self._executor = concurrent.futures.ThreadPoolExecutor(1, "rules")
@@ -88,6 +91,12 @@ class Cluster:
         sock.bind((namespaces.DNS_IP, 53))
         self._dns, _ = await self._loop.create_datagram_endpoint(lambda: dns.Server(self._records), sock=sock)
         self._rules_task = asyncio.ensure_future(self._write_rules())
+        self._rules_task.add_done_callback(lambda task: self._failed(task, "rules"))
+
+    def _failed(self, task, whose):
+        """An error of the runner's own is an event too, so that a test that waits in vain can tell why."""
+        if not task.cancelled() and task.exception() is not None:
+            self.record(whose, "", "RunnerFailed", repr(task.exception()))
 
     def record(self, pod, container, what, detail=""):
         self.events.append(Event(time.monotonic(), pod, container, what, detail))
@@ -134,10 +143,16 @@ class Cluster:
         return next((pod for pod in self._pods if pod.uid == uid and pod.namespace is not None), None)
 
     def close_namespace(self, pod):
-        """Gives a pod's namespace back, after rules that are being written to it."""
+        """Gives a pod's namespace back a while after its last process."""
         namespace, pod.namespace = pod.namespace, None
         self._applied.pop(pod.uid, None)
-        self._executor.submit(self.network.remove_pod, namespace)
+        self._ending.add(namespace)
+        self._loop.call_later(SANDBOX_OUTLIVES, self._end_namespace, namespace)
+
+    def _end_namespace(self, namespace):
+        if namespace in self._ending:
+            self._ending.remove(namespace)
+            self._executor.submit(self.network.remove_pod, namespace)
 
     def _restore(self, namespace, text):
         try:
@@ -232,8 +247,7 @@ class Cluster:
         pod = PodRun(self, obj)
         self._pods.append(pod)
         pod.task = asyncio.ensure_future(pod.run())
-        pod.task.add_done_callback(lambda task: task.cancelled() or task.exception() is None
-                                   or self.record(pod.name, "", "RunnerFailed", repr(task.exception())))
+        pod.task.add_done_callback(lambda task: self._failed(task, pod.name))
         return pod
 
     def add_claim(self, name):
@@ -372,6 +386,8 @@ class Cluster:
                         life.container.signal(signal.SIGKILL)
             while self._pods and time.monotonic() < deadline:
                 await asyncio.sleep(0.02)
+            for namespace in list(self._ending):
+                self._end_namespace(namespace)
             self._rules_task.cancel()
             self._dns.close()
             await asyncio.gather(self._rules_task, return_exceptions=True)
@@ -394,9 +410,14 @@ class Cluster:
             states = [f"{life.name}: {'ready' if life.ready else 'started' if life.started else 'not started'}, {life.restarts} restarts,"
                       f" last exit {life.exit_code} {life.message}" for life in pod.lives]
             lines.append(f"  {pod.name} {pod.address} {pod.phase}{' ending' if pod.deleting else ''} {'; '.join(states)} {pod.failure}")
-        begin = self.events[0].at if self.events else 0
-        lines.append("events:")
-        lines += [f"  {event.at - begin:7.2f} {event.pod} {event.container} {event.what} {event.detail}" for event in self.events[-60:]]
+        events = list(self.events)
+        lines.append("events (of equal ones in a row, the first):")
+        shown, last = [], {}
+        for event in events:
+            if last.get((event.pod, event.container)) != (event.what, event.detail):
+                shown.append(f"  {event.at - events[0].at:7.2f} {event.pod} {event.container} {event.what} {event.detail}"[:300])
+            last[event.pod, event.container] = (event.what, event.detail)
+        lines += shown[-80:]
         for path in sorted(self.log_folder.iterdir()):
             text = path.read_text(errors="replace").splitlines()[-15:]
             lines.append(f"log {path.name}:")
