@@ -100,31 +100,38 @@ def test_readme_has_the_table_of_values():
     subprocess.run([sys.executable, chart.ROOT / "tests" / "k8s" / "values_table.py", "--check"], check=True)
 
 
-def leaves(values, prefix=()):
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield prefix + (key,), value
-            yield from leaves(value, prefix + (key,))
-        else:
-            yield prefix + (key,), value
+def nodes(schema_, path=()):
+    """(path, node) of each part of a schema."""
+    yield path, schema_
+    for key, child in schema_.get("properties", {}).items():
+        yield from nodes(child, path + (key,))
+    if "items" in schema_:
+        yield from nodes(schema_["items"], path + ("[]",))
+    for child in schema_.get("anyOf", []):
+        yield from nodes(child, path)
+
+
+# Structures of Kubernetes that the schema does not repeat.
+OPEN = {"global", "fieldRef", "resourceFieldRef", "configMapKeyRef", "secretKeyRef", "nodeAffinity", "podAffinity", "podAntiAffinity"}
 
 
 def test_the_schema_has_every_value_and_no_other():
     """additionalProperties is false in every map of known keys; maps of a user's own keys say what their values are."""
     known = json.loads((chart.CHART / "values.schema.json").read_text())
+    for path, node in nodes(known):
+        if node.get("type") == "object" and "anyOf" not in node:
+            rest = node.get("additionalProperties")
+            assert rest is False and "properties" in node or isinstance(rest, dict) or path[-1] in OPEN, f"{path} takes anything"
 
-    def walk(node, path):
-        if node.get("type") == "object" and "properties" in node:
-            assert node.get("additionalProperties") is False, path
-            for key, child in node["properties"].items():
-                yield path + (key,)
-                yield from walk(child, path + (key,))
-    in_schema = set(walk(known, ()))
-    values = yaml.safe_load((chart.CHART / "values.yaml").read_text())
-    in_values = {path for path, _ in leaves(values)}
-    free = {"requests", "limits"}
-    for path in in_values:
-        assert path in in_schema or free & set(path) or path[:2] == ("metrics", "dashboard") or "monitoring" in path, path
-    optional = {("global",)} | {path for path in in_schema if path[-1] in ("claims",)}
-    for path in in_schema - optional:
-        assert path in in_values, f"{'.'.join(path)} is in the schema and not in values.yaml"
+    def compare(node, values, path):
+        for key, value in values.items():
+            place = ".".join((*path, key))
+            if isinstance(node.get("additionalProperties"), dict):
+                continue  # a user's own keys
+            assert key in node["properties"], f"{place} is in values.yaml and not in the schema"
+            if isinstance(value, dict):
+                compare(node["properties"][key], value, (*path, key))
+        unset = set(node.get("properties", {})) - set(values)
+        assert unset <= {"global", "claims", "nodeAffinity", "podAffinity", "podAntiAffinity", "limits", "requests"}, f"{path}: {unset}"
+        assert "requests" in node.get("properties", {}) or set(node.get("required", [])) == set(values) & set(node.get("properties", {})), path
+    compare(known, yaml.safe_load((chart.CHART / "values.yaml").read_text()), ())

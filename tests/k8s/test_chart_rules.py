@@ -114,6 +114,8 @@ def test_startup_may_take_the_budget():
         for container in pod.spec["containers"]:
             probe = container["startupProbe"]
             assert probe["periodSeconds"] * probe["failureThreshold"] >= 3601
+            for program, args in commands(container):
+                assert program != "millrace-coordinator" or flag(args, "replacement-wait") == "3601s"
 
 
 def seconds(text):

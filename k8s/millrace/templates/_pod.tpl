@@ -173,6 +173,7 @@ lifecycle:
     {{- end }}
     - --join-secret-file=/etc/millrace/join/secret
     - --grace={{ $v.drain.shutdownSeconds }}s
+    - --replacement-wait={{ $v.probes.startupBudgetSeconds }}s
     {{- if $v.model.push }}
     - --push-model
     {{- end }}

@@ -34,7 +34,7 @@
 {{- range $component := list "coordinator" "worker" -}}
 {{- range $arg := (index $v $component).extraArgs -}}
 {{- $flag := regexReplaceAll "=.*" $arg "" -}}
-{{- if has $flag (list "--config" "--model" "--stages" "--stage" "--layers" "--listen" "--cluster-listen" "--health-listen" "--metrics" "--join-secret-file" "--grace" "--coordinator" "--advertise" "--tensor-parallel" "--backend" "--join-timeout" "--push-model" "--model-cache" "--tls-cert" "--tls-key" "--tls-ca" "--tls-name") -}}
+{{- if has $flag (list "--config" "--model" "--stages" "--stage" "--layers" "--listen" "--cluster-listen" "--health-listen" "--metrics" "--join-secret-file" "--grace" "--replacement-wait" "--coordinator" "--advertise" "--tensor-parallel" "--backend" "--join-timeout" "--push-model" "--model-cache" "--tls-cert" "--tls-key" "--tls-ca" "--tls-name") -}}
 {{- fail (printf "%s.extraArgs: %s is set by the chart from other values" $component $flag) -}}
 {{- end -}}
 {{- end -}}
