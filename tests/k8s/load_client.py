@@ -53,6 +53,8 @@ def attempt(stub, case, number):
     retryable = code == "UNAVAILABLE" and not started
     say(begin=begun, end=time.monotonic(), attempt=number, code=code, reason=reason, tokens=len(tokens), retryable=retryable,
         right=code == "OK" and tokens == case["tokens"])
+    if pause is not None and not retryable:
+        stopping.wait(PAUSE)
     return pause if retryable else None
 
 

@@ -4,6 +4,8 @@ import base64
 import os
 import socket
 import struct
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -290,3 +292,16 @@ def test_data_of_secrets_and_config_maps():
     encoded = base64.b64encode(b"\xff").decode()
     assert volumes.object_data({"kind": "Secret", "data": {"a": encoded}, "stringData": {"b": "c"}}) == {"a": b"\xff", "b": b"c"}
     assert volumes.object_data({"kind": "ConfigMap", "data": {"a": "b"}, "binaryData": {"c": encoded}}) == {"a": b"b", "c": b"\xff"}
+
+
+CHECK = "import os; from pod_runner import namespaces; {0}; namespaces.check_machine()"
+
+
+@pytest.mark.parametrize("prefix, first, message", [
+    ([], "os.seteuid(65532)", "needs root for its namespaces"),
+    ([], "os.environ.update(PATH='/nowhere')", "install the Debian package iproute2"),
+    (["setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin", "--"], "0", "cannot make namespaces here (it needs CAP_SYS_ADMIN"),
+], ids=["user", "programs", "capabilities"])
+def test_a_machine_that_cannot_run_pods_is_told_in_one_line(prefix, first, message):
+    done = subprocess.run([*prefix, sys.executable, "-B", "-c", CHECK.format(first)], cwd=os.path.dirname(__file__), stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1 and message in done.stderr.splitlines()[-1], done.stderr

@@ -91,13 +91,13 @@ def events_of(cluster, pod, *kinds):
     return [event for event in cluster.happened(pod.name) if event.what in kinds]
 
 
-def check_golden_tokens(cluster, case):
-    """What a client in the cluster gets through the Service."""
+def check_golden_tokens(cluster, case, flags=(), **container):
+    """What a client in the cluster gets through the Service. `flags`: further ones of `millrace`; `container`: see pod_object."""
     tokens = until_narrow(case, 16)
     assert len(tokens) >= 5
     succeeded, output = cluster.run_pod(pod_object("client", [
         "millrace", "generate", "--server=m-millrace:50051", "--json", f"--max-tokens={len(tokens)}", "--temperature=0", "--timeout=30s",
-        case["text"]]))
+        *flags, case["text"]], **container))
     assert succeeded, output
     events = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
     assert [token for event in events for token in event.get("tokens", {}).get("token_ids", ())] == tokens
