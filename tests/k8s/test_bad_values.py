@@ -93,6 +93,7 @@ CONTRADICTIONS = [
     ("metrics.enabled=false,metrics.dashboard.enabled=true", "metrics: serviceMonitor, prometheusRule and dashboard need metrics.enabled"),
     ("mode=mpijob", "mode mpijob: pods of an MPIJob start each other by SSH; set mpijob.enableSsh=true"),
     ("mpijob.enableSsh=true", "mpijob.enableSsh: only mode mpijob uses SSH"),
+    ("mode=mpijob,mpijob.enableSsh=true,gpu.enabled=true", "image.tag: name an image that has CUDA and sshd"),
     ("mode=mpijob,mpijob.enableSsh=true,replicas=2", "mode mpijob: a job is one group"),
     (f"mode=mpijob,mpijob.enableSsh=true,service.type=NodePort,{OUTSIDE}", "mode mpijob: a job has no Service"),
     ("mode=mpijob,mpijob.enableSsh=true,metrics.serviceMonitor.enabled=true", "mode mpijob: a job has no Service"),

@@ -292,7 +292,7 @@ def test_gpus_are_asked_for_by_workers_only(name):
 def test_secrets_are_in_files_only(name):
     objects = objects_of(name)
     secrets = [o for o in objects if o["kind"] == "Secret"]
-    expected = 0 if name in ("tls-secret", "mpijob", "mpijob-gpu") else 1
+    expected = 0 if name in ("tls-secret", "mpijob", "mpijob-gpu", "mpijob-push-tls") else 1
     assert len(secrets) == expected, "a generated join secret, unless there is one already or ranks make theirs"
     text = [str(pod.spec) for pod in chart.pods(objects)]
     for secret in secrets:
@@ -304,12 +304,22 @@ def test_secrets_are_in_files_only(name):
     assert not any("secretKeyRef" in t for t in text)
 
 
+def test_images_are_those_that_deploy_docker_makes():
+    def images(name):
+        return {c["image"] for pod in chart.pods(objects_of(name)) for c in pod.containers()}
+    version = "millrace:0.1.0"
+    assert [images(n) for n in ("cpu", "gpu", "lws", "mpijob", "mpijob-gpu")] == [
+        {version}, {version + "-cuda"}, {version}, {version + "-mpi"}, {version + "-cuda-mpi"}]
+    assert images("image-volume") == {"registry.example.com/millrace@sha256:" + "0123456789abcdef" * 4}
+
+
 def test_generated_secrets_differ():
     first, second = (chart.only(chart.render(*chart.LEAST, release=r), "Secret")["data"] for r in ("a", "b"))
     assert first != second
 
 
-TLS = {"tls-cert-manager": "m-millrace", "tls-secret": "llm.example.com", "lws-hpa": "m-millrace"}
+TLS = {"tls-cert-manager": "m-millrace", "tls-secret": "llm.example.com", "lws-hpa": "m-millrace",
+       "mpijob-push-tls": "ring.example.com"}
 
 
 @everywhere

@@ -25,7 +25,8 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 
 {{- define "millrace.image" -}}
-{{- $tag := .Values.image.tag | default (printf "%s%s" .Chart.AppVersion (ternary "-cuda" "" .Values.gpu.enabled)) -}}
+{{- $kind := ternary "-mpi" (ternary "-cuda" "" .Values.gpu.enabled) (eq .Values.mode "mpijob") -}}
+{{- $tag := .Values.image.tag | default (printf "%s%s" .Chart.AppVersion $kind) -}}
 {{- if .Values.image.digest -}}
 {{- printf "%s@%s" .Values.image.repository .Values.image.digest -}}
 {{- else -}}

@@ -95,6 +95,9 @@
 {{- if not $v.mpijob.enableSsh -}}
 {{- fail "mode mpijob: pods of an MPIJob start each other by SSH; set mpijob.enableSsh=true to accept that, or use mode statefulset or lws, which need none" -}}
 {{- end -}}
+{{- if and $v.gpu.enabled (not $v.image.tag) (not $v.image.digest) -}}
+{{- fail "image.tag: name an image that has CUDA and sshd for mode mpijob with gpu.enabled; deploy/docker makes each of them, not both in one" -}}
+{{- end -}}
 {{- if gt (int $v.replicas) 1 -}}
 {{- fail "mode mpijob: a job is one group; set replicas to 1" -}}
 {{- end -}}
