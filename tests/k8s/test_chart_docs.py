@@ -10,7 +10,7 @@ import pytest
 import chart
 from test_chart_rules import known_flags
 
-PAGES = (chart.ROOT / "docs" / "DEPLOY.md", chart.CHART / "README.md")
+PAGES = (chart.ROOT / "README.md", chart.ROOT / "docs" / "DEPLOY.md", chart.CHART / "README.md")
 
 
 def typed(text):
