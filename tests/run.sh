@@ -57,8 +57,10 @@ if [ "$fast" = 0 ]; then
   end_step
 fi
 
-begin_step "Python environment"
+begin_step "Python environment, helm and promtool"
 python_env=$("$here/python_env.sh")
+# Where they cannot be had, the tests of the chart say so.
+[ "$fast" = 1 ] || "$here/k8s/get_tools.sh" >/dev/null || say "  not got"
 end_step
 
 rm -rf "$results"
