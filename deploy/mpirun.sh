@@ -4,8 +4,14 @@
 #   deploy/mpirun.sh [options] [-- [program] arguments]
 #
 #   -np N           processes, the coordinator included (default 3; with a hostfile or -H: as many as it has slots)
-#   --hostfile F    hosts, as mpirun reads them: one per line, "name slots=N"; the first one runs the coordinator
-#   -H A,B          hosts, on the command line
+#   --hostfile F    hosts, as mpirun reads them: one per line, "name slots=N" (1 if not said); the first one runs the coordinator
+#   -H A,B:2        hosts, on the command line, with their slots
+#   --interface I   the network between the hosts, by its name (eth0) or as CIDR (10.0.0.0/24): for mpirun's own connections
+#                   and for those of the ranks; with a name, it must be the same on all hosts
+#   --preflight     only check the hosts (see below), and start nothing
+#   --no-preflight  start without the check
+#   --preflight-timeout SECONDS  how long a host may take to answer it (default 60)
+#   --dry-run       only print the mpirun line
 #   --mca NAME VALUE, -x NAME[=VALUE], --tag-output, --wdir D    handed to mpirun
 #   --grace SECONDS how long a stop may take before the processes are killed (default 30)
 #   --help
@@ -14,14 +20,22 @@
 #
 #   deploy/mpirun.sh -np 3 -- --model "$(deploy/get_model.sh)" --listen 127.0.0.1:50051
 #
-# SIGTERM and Ctrl-C stop rank 0 first, which ends requests and workers within their own grace time. (mpirun itself
-# would give all ranks one second.) A second Ctrl-C kills. The exit code is rank 0's when it leaves one in its status
+# In a Slurm allocation, without -H and --hostfile, the hosts are those of SLURM_JOB_NODELIST with SLURM_TASKS_PER_NODE slots; Open
+# MPI then starts its daemons by srun.
+#
+# With several hosts, each is checked before anything is loaded: that mpirun reaches it, that its program is the same build and its
+# model file the same (size, header and samples of each tensor), that the ports are free, that memory suffices for its stages, and
+# that its clock is right. One line for each thing that is wrong, all at once, and exit code 1.
+#
+# SIGTERM and Ctrl-C stop rank 0 first, on whatever host it is: it drains, that is refuses new requests and lets the running ones
+# finish within its --grace, and then ends the workers. (mpirun itself would give all ranks one second.) A second Ctrl-C kills. The exit code is rank 0's when it leaves one in its status
 # file, because mpirun --enable-recovery answers 0 whatever its ranks did.
 set -uo pipefail
 . "$(dirname "$0")/common.sh"
 root=$(cd "$(dirname "$0")/.." && pwd)
+. "$root/deploy/mpirun_hosts.sh"
 
-np= grace=30 has_hosts=0
+np='' grace=30 hostfile='' host_list='' interface='' check=auto check_seconds=60 dry_run=0
 pass=()
 need() { [ "$1" -ge "$2" ] || usage_error "$3 needs a value"; }
 while [ $# -gt 0 ]; do
@@ -29,8 +43,13 @@ while [ $# -gt 0 ]; do
     -np|-n) need $# 2 "$1"; np=$2; shift 2 ;;
     --hostfile|--machinefile) need $# 2 "$1"
       [ -r "$2" ] || usage_error "cannot read the hostfile '$2'"
-      pass+=(--hostfile "$2"); has_hosts=1; shift 2 ;;
-    -H|--host) need $# 2 "$1"; pass+=(-H "$2"); has_hosts=1; shift 2 ;;
+      hostfile=$2; shift 2 ;;
+    -H|--host) need $# 2 "$1"; host_list=$2; shift 2 ;;
+    --interface) need $# 2 "$1"; interface=$2; shift 2 ;;
+    --preflight) check=only; shift ;;
+    --no-preflight) check=no; shift ;;
+    --preflight-timeout) need $# 2 "$1"; check_seconds=$2; shift 2 ;;
+    --dry-run) dry_run=1; shift ;;
     -x|--wdir) need $# 2 "$1"; pass+=("$1" "$2"); shift 2 ;;
     --tag-output) pass+=("$1"); shift ;;
     --mca) need $# 3 "$1"; pass+=(--mca "$2" "$3"); shift 3 ;;
@@ -40,9 +59,22 @@ while [ $# -gt 0 ]; do
     *) usage_error "unknown option '$1'" ;;
   esac
 done
-[ -n "$np" ] || [ "$has_hosts" = 1 ] || np=3
 [[ -z $np || $np =~ ^[1-9][0-9]{0,4}$ ]] || usage_error "-np: a number of processes is needed, got '$np'"
+[[ $check_seconds =~ ^[1-9][0-9]{0,4}$ ]] || usage_error "--preflight-timeout: seconds are needed, got '$check_seconds'"
+[ -z "$hostfile" ] || [ -z "$host_list" ] || usage_error "one of -H and --hostfile is enough"
+[[ -z $interface || $interface =~ ^[A-Za-z0-9./_-]+$ ]] || usage_error "--interface: a name or a network such as 10.0.0.0/24 is needed"
+if [ -n "$host_list" ]; then read_host_list "$host_list"
+elif [ -n "$hostfile" ]; then read_hostfile "$hostfile"
+elif [ -n "${SLURM_JOB_NODELIST:-}" ]; then read_slurm_hosts
+fi
+[ -z "$hostfile$host_list" ] || [ "${#host_names[@]}" -gt 0 ] || usage_error "no host is named in '${hostfile:-$host_list}'"
 [[ $grace =~ ^[0-9]{1,5}$ ]] || usage_error "--grace: seconds are needed, got '$grace'"
+
+if [ -z "$np" ]; then
+  np=3
+  [ "${#host_names[@]}" -eq 0 ] || np=$(total_slots)
+fi
+[ "${#host_names[@]}" -gt 0 ] || [ "$check" != only ] || add_host localhost "$np"
 
 program=$root/build/bin/millrace-mpi
 if [ $# -gt 0 ] && [ "${1#-}" = "$1" ]; then program=$1; shift; fi
@@ -51,30 +83,57 @@ command -v mpirun >/dev/null 2>&1 || die "mpirun is not installed: run deploy/in
 resolved=$(command -v -- "$program" 2>/dev/null) && [ -x "$resolved" ] ||
   die "cannot run '$program': build it first (deploy/quickstart.sh does), or name a program after --"
 
-status= status_dir=
+status='' status_dir=''
 arguments=("$@")
+is_ours=0
+[ "$(basename "$program")" != millrace-mpi ] || is_ours=1
+if [ -n "$interface" ]; then
+  pass+=(--mca oob_tcp_if_include "$interface" --mca btl_tcp_if_include "$interface")
+  [ "$is_ours" = 0 ] || arguments+=(--interface "$interface")
+fi
 for ((i = 0; i < ${#arguments[@]}; i++)); do
   case "${arguments[i]}" in
     --status-file=*) status=${arguments[i]#*=} ;;
     --status-file) status=${arguments[i + 1]:-} ;;
   esac
 done
-if [ -z "$status" ] && [ "$(basename "$program")" = millrace-mpi ]; then
+if [ -z "$status" ] && [ "$is_ours" = 1 ] && [ "$check" != only ] && [ "$dry_run" = 0 ]; then
   status_dir=$(mktemp -d)
   status=$status_dir/status.json
   arguments+=(--status-file "$status")
 fi
+remove_status_dir() { [ -z "$status_dir" ] || rm -rf "$status_dir"; }
 # What an earlier run left must not be taken for this one's.
-[ -z "$status" ] || rm -f "$status"
+[ -z "$status" ] || [ "$dry_run" = 1 ] || [ "$check" = only ] || rm -f "$status"
 
 line=(mpirun)
 [ "$(id -u)" = 0 ] && line+=(--allow-run-as-root)
-line+=(--oversubscribe --bind-to none --enable-recovery)
-[ -z "$np" ] || line+=(-np "$np")
+line+=(--oversubscribe --bind-to none --enable-recovery -np "$np")
+if [ -n "$hostfile" ]; then line+=(--hostfile "$hostfile")
+elif [ "${#host_names[@]}" -gt 0 ]; then line+=(-H "$(print_host_list)")
+fi
 line+=("${pass[@]}" "$program" "${arguments[@]}")
 printf '+'  >&2
 printf ' %q' "${line[@]}" >&2
 printf '\n' >&2
+[ "$dry_run" = 0 ] || exit 0
+
+check_hosts() {
+  local folder code
+  folder=$(mktemp -d)
+  assign_ranks "$np"
+  # The mpirun of a host ends with its subshell.
+  trap 'kill "${check_pids[@]}"; rm -rf "$folder"; remove_status_dir; exit 143' TERM INT HUP
+  preflight "$folder" "$np" "$check_seconds" "${pass[@]}"
+  code=$?
+  trap - TERM INT HUP
+  rm -rf "$folder"
+  return "$code"
+}
+if [ "$is_ours" = 1 ] && { [ "$check" = only ] || { [ "$check" = auto ] && [ "${#host_names[@]}" -gt 1 ]; }; }; then
+  check_hosts || { code=$?; remove_status_dir; say "mpirun.sh: nothing was started: mend what is named above, or pass --no-preflight"; exit "$code"; }
+fi
+[ "$check" != only ] || exit 0
 
 # Its own session, so that Ctrl-C reaches this script alone; the parent-death signal, so that killing the script
 # does not leave mpirun behind.
@@ -125,7 +184,7 @@ while running; do
   if [ "$signals" -gt "$seen_signals" ]; then
     seen_signals=$signals
     [ -n "$rank0" ] || rank0=$(find_rank0)
-    if [ "$asked" = 1 ] || [ -z "$rank0" ]; then
+    if [ "$asked" = 1 ] || { [ -z "$rank0" ] && [ "$is_ours" = 0 ]; }; then
       [ -n "$rank0" ] || say "mpirun.sh: rank 0 does not run on this host: stopping mpirun, which gives the ranks one second"
       kill_all
       killed=1
@@ -133,8 +192,9 @@ while running; do
     fi
     asked=1
     deadline=$((SECONDS + grace))
-    say "mpirun.sh: asking the coordinator (process $rank0) to stop; once more kills"
-    kill -TERM "$rank0" 2>/dev/null
+    say "mpirun.sh: asking the coordinator (${rank0:+process }${rank0:-on ${host_names[0]:-another host}}) to stop; once more kills"
+    # mpirun hands SIGUSR1 on to ranks on other hosts, which millrace-mpi's rank 0 takes for SIGTERM.
+    if [ -n "$rank0" ]; then kill -TERM "$rank0" 2>/dev/null; else kill -USR1 "$mpirun_pid" 2>/dev/null; fi
   elif [ -n "$rank0" ] && [ "$gone" = 0 ] && ! alive "$rank0"; then
     # Workers that had joined leave when the coordinator does; those that still wait for it, or for MPI, need not.
     gone=1
@@ -161,7 +221,9 @@ code=$?
 if [ "$killed" = 1 ]; then
   code=137
 elif [ "$code" = 0 ] && [ -n "$status" ]; then
-  if [ "$listened" = 0 ] && [ "$asked" = 0 ]; then
+  if [ -z "$rank0" ] && [ "${#host_names[@]}" -gt 0 ]; then
+    : # Rank 0 wrote its status file on another host.
+  elif [ "$listened" = 0 ] && [ "$asked" = 0 ]; then
     say "mpirun.sh: the coordinator ended before it listened"
     code=1
   elif [ -e "$status" ]; then
@@ -169,5 +231,5 @@ elif [ "$code" = 0 ] && [ -n "$status" ]; then
     code=1
   fi
 fi
-[ -z "$status_dir" ] || rm -rf "$status_dir"
+remove_status_dir
 exit "$code"

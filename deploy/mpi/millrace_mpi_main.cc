@@ -7,6 +7,8 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <iostream>
+#include <iterator>
 #include <string>
 #include <utility>
 #include <vector>
@@ -19,6 +21,7 @@
 #include "common/transport/channels.h"
 #include "common/transport/secret.h"
 #include "coordinator/coordinator.h"
+#include "deploy/mpi/preflight.h"
 #include "deploy/mpi/rendezvous.h"
 #include "worker/control/worker.h"
 
@@ -63,21 +66,37 @@ std::string ShareAndLeaveMpi(std::string text) {
   return text;
 }
 
-absl::Status RunRankZero(CoordinatorOptions options, const Ranks& ranks, const std::string& secret_file) {
-  SetLogName("coordinator");
+struct MpiFlags {
+  CoordinatorFlags coordinator;
+  WorkerFlags worker;
+  std::string secret_file, interface, preflight;
+  bool judge = false;
+};
+
+absl::Status RunRankZero(CoordinatorOptions options, const Ranks& ranks, const MpiFlags& flags) {
+  SetLogName("rank 0, coordinator");
   Invitation invitation;
   invitation.secret = MakeSecret();
   options.join_secret = invitation.secret;
-  if (options.cluster_listen.empty()) options.cluster_listen = ranks.one_host ? "127.0.0.1:0" : "0.0.0.0:0";
+  absl::Status status;
+  if (options.cluster_listen.empty()) {
+    options.cluster_listen = ranks.one_host ? "127.0.0.1:0" : "0.0.0.0:0";
+    if (!flags.interface.empty()) {
+      const absl::StatusOr<std::string> address = AddressInside(flags.interface);
+      if (address.ok()) options.cluster_listen = HostPort{*address, 0}.ToString();
+      status = address.status();
+    }
+  }
   bool invited = false;
-  const absl::Status status =
-      RunCoordinator(options, [&](const CoordinatorAddresses& addresses) -> absl::Status {
-        if (!secret_file.empty()) RETURN_IF_ERROR(WriteSecretFile(secret_file, invitation.secret));
-        invitation.addresses = ReachableAddresses(addresses.cluster_listen);
-        invited = true;
-        ShareAndLeaveMpi(EncodeInvitation(invitation));
-        return absl::OkStatus();
-      });
+  if (status.ok()) {
+    status = RunCoordinator(options, [&](const CoordinatorAddresses& addresses) -> absl::Status {
+      if (!flags.secret_file.empty()) RETURN_IF_ERROR(WriteSecretFile(flags.secret_file, invitation.secret));
+      invitation.addresses = ReachableAddresses(addresses.cluster_listen);
+      invited = true;
+      ShareAndLeaveMpi(EncodeInvitation(invitation));
+      return absl::OkStatus();
+    });
+  }
   if (!invited) {
     invitation.error = status.ok() ? "stopped" : "see rank 0";
     ShareAndLeaveMpi(EncodeInvitation(invitation));
@@ -85,24 +104,25 @@ absl::Status RunRankZero(CoordinatorOptions options, const Ranks& ranks, const s
   return status;
 }
 
-absl::Status RunWorkerRank(WorkerOptions options, const Ranks& ranks, uint32_t stages) {
-  SetLogName(absl::StrCat("worker, rank ", ranks.rank));
+absl::Status RunWorkerRank(const MpiFlags& flags, const Ranks& ranks, uint32_t stages) {
+  WorkerOptions options = flags.worker.options;
+  const uint32_t stage = static_cast<uint32_t>(ranks.rank - 1);
+  options.log_name =
+      absl::StrCat("rank ", ranks.rank, stage < stages ? absl::StrCat(", stage ", stage) : ", spare");
+  SetLogName(options.log_name);
   ASSIGN_OR_RETURN(const Invitation invitation, DecodeInvitation(ShareAndLeaveMpi("")));
   // Rank 0 has said what is wrong; once is enough.
   if (!invitation.error.empty()) return absl::OkStatus();
   ASSIGN_OR_RETURN(options.coordinator, FirstThatAnswers(invitation.addresses, options.join_timeout));
   options.join_secret = invitation.secret;
-  const uint32_t stage = static_cast<uint32_t>(ranks.rank - 1);
+  if (!flags.interface.empty()) {
+    ASSIGN_OR_RETURN(const std::string address, AddressInside(flags.interface));
+    options.listen = HostPort{address, 0}.ToString();
+  }
   if (stage < stages) options.stage = stage;
   options.backends.local_rank = ranks.worker_on_host;
   return RunWorker(options);
 }
-
-struct MpiFlags {
-  CoordinatorFlags coordinator;
-  WorkerFlags worker;
-  std::string secret_file;
-};
 
 absl::StatusOr<OptionSet::Outcome> ParseFlags(int argc, char** argv, MpiFlags& flags) {
   OptionSet set("millrace-mpi", "--model M.gguf [options]   (under mpirun; see deploy/mpirun.sh)",
@@ -111,25 +131,85 @@ absl::StatusOr<OptionSet::Outcome> ParseFlags(int argc, char** argv, MpiFlags& f
   flags.worker.DeclareLocal(set);
   set.AddString("join-secret-file-out", &flags.secret_file, "FILE",
                 "rank 0 writes this run's secret there, so that a worker started by hand can join");
+  set.AddString(
+      "interface", &flags.interface, "IF|CIDR",
+      "the network between the ranks, by its name or as 10.0.0.0/24: coordinator and hops listen only "
+      "there; default: where the routes lead");
+  set.AddString(
+      "preflight", &flags.preflight, "FIRST:COUNT:SIZE",
+      "only check whether this host can run these ranks of all, and report it (deploy/mpirun.sh does)");
+  set.AddBool("preflight-judge", &flags.judge,
+              "only compare what hosts reported, from standard input (deploy/mpirun.sh does)");
   return set.Parse(std::vector<std::string>(argv + 1, argv + argc), nullptr);
+}
+
+int Preflight(const MpiFlags& flags, const CoordinatorOptions& options) {
+  const absl::StatusOr<RankRange> ranks = ParseRankRange(flags.preflight);
+  if (!ranks.ok()) {
+    std::fprintf(stderr, "millrace-mpi: %s\n", std::string(ranks.status().message()).c_str());
+    return kExitUsage;
+  }
+  PreflightTask task;
+  task.ranks = *ranks;
+  task.model = options.model;
+  task.layers = options.layers;
+  const bool default_stages = flags.coordinator.stages == 0 && options.layers.empty();
+  task.stages = default_stages ? std::max(1u, ranks->size - 1) : options.stages;
+  for (const std::string& listen :
+       {options.listen, options.cluster_listen, options.metrics, options.health.listen}) {
+    if (!listen.empty()) task.listens.push_back(listen);
+  }
+  task.interface = flags.interface;
+  const std::string& backend = flags.worker.options.backends.backend;
+  task.host_memory = backend == "cpu" || (backend == "auto" && access("/dev/nvidiactl", F_OK) != 0);
+  task.context_tokens = options.context_tokens;
+  task.max_rows = options.max_rows;
+  task.kv_memory_bytes = flags.worker.options.kv_memory_bytes;
+  std::fputs(PreflightReport(task).c_str(), stdout);
+  return kExitOk;
+}
+
+int PreflightJudge() {
+  const std::string text((std::istreambuf_iterator<char>(std::cin)), std::istreambuf_iterator<char>());
+  const absl::StatusOr<std::vector<HostAnswer>> answers = ReadHostAnswers(text);
+  if (!answers.ok()) {
+    std::fprintf(stderr, "millrace-mpi: %s\n", std::string(answers.status().message()).c_str());
+    return kExitUsage;
+  }
+  const Verdict verdict = JudgeHosts(*answers);
+  for (const std::string& failure : verdict.failures)
+    std::fprintf(stderr, "preflight: %s\n", failure.c_str());
+  if (!verdict.summary.empty()) std::fprintf(stderr, "preflight: %s\n", verdict.summary.c_str());
+  return verdict.failures.empty() ? kExitOk : kExitFailure;
+}
+
+// mpirun hands SIGUSR1 on to every rank, also on hosts whose processes the caller cannot signal: to the
+// coordinator it means SIGTERM, which ends the workers, too.
+void TakeSharedStopSignal(bool coordinator) {
+  struct sigaction action = {};
+  action.sa_flags = SA_RESTART;
+  action.sa_handler = coordinator ? +[](int) { kill(getpid(), SIGTERM); } : SIG_IGN;
+  sigaction(SIGUSR1, &action, nullptr);
 }
 
 int Main(int argc, char** argv) {
   // mpirun may be killed without a word; its ranks must not stay behind.
   prctl(PR_SET_PDEATHSIG, SIGTERM);
-  const char* env_rank = std::getenv("OMPI_COMM_WORLD_RANK");
-  const bool speaks = env_rank == nullptr || std::string(env_rank) == "0";
+  const bool speaks = RankInEnvironment([](const char* name) { return std::getenv(name); }).value_or(0) == 0;
+  TakeSharedStopSignal(speaks);
   if (!speaks && argc == 2 && (std::string(argv[1]) == "--help" || std::string(argv[1]) == "--version"))
     return kExitOk;
   MpiFlags flags;
   const auto outcome = ParseFlags(argc, argv, flags);
   if (outcome.ok() && *outcome == OptionSet::Outcome::kHelpShown) return kExitOk;
+  if (outcome.ok() && flags.judge) return PreflightJudge();
   absl::StatusOr<CoordinatorOptions> options = outcome.ok() ? flags.coordinator.Finish() : outcome.status();
   if (const absl::Status local = flags.worker.CheckLocal(); options.ok() && !local.ok()) options = local;
   if (!options.ok()) {
     if (speaks) std::fprintf(stderr, "millrace-mpi: %s\n", std::string(options.status().message()).c_str());
     return kExitUsage;
   }
+  if (!flags.preflight.empty()) return Preflight(flags, *options);
   const Ranks ranks = JoinMpi(&argc, &argv);
   const uint32_t workers = static_cast<uint32_t>(ranks.size - 1);
   const bool default_stages = flags.coordinator.stages == 0 && options->layers.empty();
@@ -146,8 +226,8 @@ int Main(int argc, char** argv) {
     MPI_Finalize();
     return kExitUsage;
   }
-  const absl::Status status = ranks.rank == 0 ? RunRankZero(*options, ranks, flags.secret_file)
-                                              : RunWorkerRank(flags.worker.options, ranks, options->stages);
+  const absl::Status status =
+      ranks.rank == 0 ? RunRankZero(*options, ranks, flags) : RunWorkerRank(flags, ranks, options->stages);
   if (status.ok()) return kExitOk;
   LogError(status.message());
   return kExitFailure;

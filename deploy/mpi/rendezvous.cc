@@ -9,6 +9,11 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <cerrno>
+#include <utility>
+
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
@@ -91,6 +96,47 @@ std::vector<std::string> ReachableAddresses(const std::string& listen) {
   }
   result.push_back(HostPort{"127.0.0.1", address->port}.ToString());
   return result;
+}
+
+absl::StatusOr<std::string> AddressInside(const std::string& interface) {
+  const std::pair<std::string, std::string> parts = absl::StrSplit(interface, absl::MaxSplits('/', 1));
+  const bool by_network = absl::StrContains(interface, '/');
+  uint32_t mask = 0;
+  in_addr network = {};
+  if (by_network) {
+    uint32_t bits = 0;
+    if (inet_pton(AF_INET, parts.first.c_str(), &network) != 1 || !absl::SimpleAtoi(parts.second, &bits) ||
+        bits > 32) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "--interface: '", interface, "' is neither an interface nor a network such as 10.0.0.0/24"));
+    }
+    mask = bits == 0 ? 0 : htonl(UINT32_MAX << (32 - bits));
+  }
+  std::string result;
+  ifaddrs* interfaces = nullptr;
+  if (getifaddrs(&interfaces) != 0) return absl::InternalError("the interfaces of this host cannot be read");
+  for (const ifaddrs* it = interfaces; it != nullptr && result.empty(); it = it->ifa_next) {
+    if (it->ifa_addr == nullptr || it->ifa_addr->sa_family != AF_INET || (it->ifa_flags & IFF_UP) == 0)
+      continue;
+    const in_addr address = reinterpret_cast<const sockaddr_in*>(it->ifa_addr)->sin_addr;
+    const bool inside =
+        by_network ? (address.s_addr & mask) == (network.s_addr & mask) : interface == it->ifa_name;
+    char text[INET_ADDRSTRLEN];
+    if (inside && inet_ntop(AF_INET, &address, text, sizeof(text)) != nullptr) result = text;
+  }
+  freeifaddrs(interfaces);
+  if (!result.empty()) return result;
+  return absl::NotFoundError(
+      absl::StrCat("--interface: this host has no IPv4 address ", by_network ? "inside " : "on ", interface));
+}
+
+std::optional<uint32_t> RankInEnvironment(const std::function<const char*(const char*)>& get_variable) {
+  for (const char* name : {"OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID"}) {
+    const char* text = get_variable(name);
+    uint32_t rank = 0;
+    if (text != nullptr && absl::SimpleAtoi(text, &rank)) return rank;
+  }
+  return std::nullopt;
 }
 
 absl::StatusOr<std::string> FirstThatAnswers(const std::vector<std::string>& addresses,

@@ -2,6 +2,9 @@
 // takes over.
 #pragma once
 
+#include <cstdint>
+#include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -24,6 +27,14 @@ absl::StatusOr<Invitation> DecodeInvitation(const std::string& text);
 // The addresses under which others may reach what listens on `listen`: itself, or every address of this host
 // if it is 0.0.0.0, loopback last.
 std::vector<std::string> ReachableAddresses(const std::string& listen);
+
+// This host's address in a network: `interface` is the name of an interface ("eth0") or an IPv4 network in
+// CIDR notation ("10.0.0.0/24"). INVALID_ARGUMENT: not a network. NOT_FOUND: this host has no address there.
+absl::StatusOr<std::string> AddressInside(const std::string& interface);
+
+// The rank that whoever started this process gave it, by the variables of Open MPI, PMIx, PMI and Slurm, the
+// first that is a number; `get_variable` is std::getenv, but for tests. No value: started by none of them.
+std::optional<uint32_t> RankInEnvironment(const std::function<const char*(const char*)>& get_variable);
 
 // The first of the addresses that accepts a connection. UNAVAILABLE: none did within `timeout`.
 absl::StatusOr<std::string> FirstThatAnswers(const std::vector<std::string>& addresses,

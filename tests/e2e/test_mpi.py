@@ -1,11 +1,10 @@
-"""A cluster under mpirun, by way of deploy/mpirun.sh: on one host, and on three that are network namespaces."""
+"""A cluster under mpirun, by way of deploy/mpirun.sh, on one host. Several: test_mpirun_hosts.py."""
 import contextlib
 import json
 import os
 import re
 import signal
 import subprocess
-import time
 
 import grpc
 import pytest
@@ -226,101 +225,3 @@ def test_the_script_refuses_what_is_wrong(args, code, said):
     done = subprocess.run([MPIRUN, *args], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=30)
     assert done.returncode == code
     assert said in done.stdout.decode()
-
-
-# ---- three hosts: network namespaces on one bridge, and an rsh agent that enters them ----
-
-def run(*command):
-    subprocess.run([str(part) for part in command], check=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-
-
-@pytest.fixture
-def hosts(tmp_path):
-    """Three namespaces, 10.201.x.1 to .3 with x from the process id, joined by a bridge that lives in the first one."""
-    tag = f"mr{os.getpid() % 100000}"
-    names = [f"{tag}n{i}" for i in (1, 2, 3)]
-    net = f"10.201.{os.getpid() % 250}"
-    try:
-        for name in names:
-            run("ip", "netns", "add", name)
-            run("ip", "-n", name, "link", "set", "lo", "up")
-        run("ip", "-n", names[0], "link", "add", "br0", "type", "bridge")
-        run("ip", "-n", names[0], "link", "set", "br0", "up")
-        run("ip", "-n", names[0], "addr", "add", f"{net}.1/24", "dev", "br0")
-        for i in (1, 2):
-            run("ip", "-n", names[0], "link", "add", f"v{i}", "type", "veth", "peer", "name", "eth0", "netns", names[i])
-            run("ip", "-n", names[0], "link", "set", f"v{i}", "master", "br0", "up")
-            run("ip", "-n", names[i], "addr", "add", f"{net}.{i + 1}/24", "dev", "eth0")
-            run("ip", "-n", names[i], "link", "set", "eth0", "up")
-        agent = tmp_path / "agent"
-        # mpirun calls: agent HOST COMMAND...; the host's last number names its namespace. Hosts have a /tmp each: Open MPI's
-        # daemons, which think they are on one host called the same, would meet in it.
-        agent.write_text(f'#!/bin/bash\nhost=$1; shift\nexport TMPDIR={tmp_path}/${{host##*.}}; mkdir -p "$TMPDIR"\n'
-                         f'exec ip netns exec {tag}n${{host##*.}} bash -c "$*"\n')
-        agent.chmod(0o755)
-        hostfile = tmp_path / "hosts"
-        hostfile.write_text("".join(f"{net}.{i} slots=1\n" for i in (1, 2, 3)))
-        yield names, net, agent, hostfile
-    finally:
-        for name in names:
-            # Open MPI's daemon on a host that was cut off never hears that the job is over.
-            inside = subprocess.run(["ip", "netns", "pids", name], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-            for pid in inside.stdout.split():
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(int(pid), signal.SIGKILL)
-            subprocess.run(["ip", "netns", "del", name], stderr=subprocess.DEVNULL)
-
-
-def in_namespace(name, *command, seconds=harness.PATIENCE):
-    return subprocess.run(["ip", "netns", "exec", name, *[str(part) for part in command]], stdin=subprocess.DEVNULL,
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=seconds, text=True)
-
-
-@pytest.fixture
-def three_hosts(start, hosts):
-    names, net, agent, hostfile = hosts
-    cluster = start(np=3, prefix=["ip", "netns", "exec", names[0]],
-                    launcher=["--hostfile", hostfile, "--mca", "plm_rsh_agent", agent, "--mca", "oob_tcp_if_include", f"{net}.0/24",
-                              "--mca", "btl_tcp_if_include", f"{net}.0/24"])
-    return cluster, names, net
-
-
-def namespace_of(pid):
-    return os.stat(f"/proc/{pid}/ns/net").st_ino
-
-
-def test_three_hosts(three_hosts, tiny):
-    cluster, names, net = three_hosts
-    address = cluster.addresses()["listen"]
-    status = in_namespace(names[0], harness.BIN / "millrace", "status", "--server", address, "--wait", "60s", "--json")
-    assert status.returncode == 0, status.stderr + cluster.script.tail(60)
-    load = json.loads(status.stdout)["load"]
-    assert [stage["num_layers"] > 0 for stage in load["stages"]] == [True, True]
-    assert f"{net}.2:" in load["stages"][0]["worker"] and f"{net}.3:" in load["stages"][1]["worker"]
-    assert len({namespace_of(cluster.rank_pid(rank)) for rank in range(3)}) == 3, "the ranks are not on three hosts"
-    ran = in_namespace(names[0], harness.BIN / "millrace", "generate", "--server", address, "--json", "--max-tokens", 16,
-                       "--temperature", 0, "--ignore-eos", "Once upon a time")
-    assert ran.returncode == 0, ran.stderr
-    ids = [i for line in ran.stdout.splitlines() for i in json.loads(line).get("tokens", {}).get("token_ids", [])]
-    assert ids == tiny.generate("Once upon a time", 16, harness.GREEDY, NO_END).ids
-    assert cluster.script.stop() == 0, cluster.script.tail(60)
-    cluster.assert_nothing_left()
-
-
-def test_a_host_that_is_cut_off(three_hosts):
-    """The link goes down without a word: mpirun does not notice, the coordinator does."""
-    cluster, names, net = three_hosts
-    address = cluster.addresses()["listen"]
-    cli = (harness.BIN / "millrace",)
-    assert in_namespace(names[0], *cli, "status", "--server", address, "--wait", "60s").returncode == 0
-    run("ip", "-n", names[2], "link", "set", "eth0", "down")
-    began = time.monotonic()
-
-    def not_serving():
-        status = in_namespace(names[0], *cli, "status", "--server", address, "--json")
-        return status.returncode == 0 and json.loads(status.stdout)["server"]["state"] != "STATE_SERVING"
-    harness.wait_until(not_serving, "the coordinator sees that the host is gone", 30, 0.2)
-    assert time.monotonic() - began < 20
-    assert cluster.script.running()
-    ran = in_namespace(names[0], *cli, "generate", "--server", address, "hello")
-    assert ran.returncode == 1 and "UNAVAILABLE" in ran.stderr

@@ -276,7 +276,8 @@ void Worker::Beat(absl::Duration interval) {
 }
 
 absl::Status Worker::OnWelcome(const v1::Welcome& welcome) {
-  SetLogName(absl::StrCat("worker ", welcome.worker_id()));
+  SetLogName(
+      absl::StrCat(options_.log_name, options_.log_name.empty() ? "" : ", ", "worker ", welcome.worker_id()));
   if (!host_->has_model()) {
     const absl::Status status = host_->OpenModel(welcome.model_path());
     if (!status.ok()) {

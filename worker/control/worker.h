@@ -28,6 +28,7 @@ struct WorkerOptions {
   std::string unix_sockets = "auto";  // or "off"
   uint64_t kv_memory_bytes = 0;       // 0: as StageHostOptions
   absl::Duration join_timeout = absl::Seconds(60);
+  std::string log_name;            // what goes before "worker N" in log lines; empty: nothing
   std::string profile = "auto";    // measure how fast this worker is; "off": placed as the others are
   StageComputeFactory make_stage;  // empty: StageModel::Create
 };

@@ -4,6 +4,8 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -80,6 +82,42 @@ TEST(ReachableAddressesTest, IsEveryAddressOfTheHostWithLoopbackLast) {
     EXPECT_FALSE(IsAnyAddress(parsed->host));
     EXPECT_EQ(IsLoopback(parsed->host), i + 1 == addresses.size()) << addresses[i];
   }
+}
+
+TEST(AddressInsideTest, GoesByNameOrNetwork) {
+  for (const char* interface : {"lo", "127.0.0.0/8", "127.0.0.1/32", "127.1.2.3/8"}) {
+    const absl::StatusOr<std::string> address = AddressInside(interface);
+    ASSERT_TRUE(address.ok()) << address.status();
+    EXPECT_EQ(*address, "127.0.0.1");
+  }
+  for (const char* interface : {"no-such0", "240.1.2.0/24", "127.0.0.2/32"}) {
+    EXPECT_EQ(AddressInside(interface).status().code(), absl::StatusCode::kNotFound) << interface;
+  }
+  for (const char* interface : {"10.0.0.0/33", "10.0.0/8", "/8", "10.0.0.0/", "::1/128"}) {
+    EXPECT_EQ(AddressInside(interface).status().code(), absl::StatusCode::kInvalidArgument) << interface;
+  }
+}
+
+std::optional<uint32_t> RankWith(const std::map<std::string, std::string>& variables) {
+  return RankInEnvironment([&](const char* name) -> const char* {
+    const auto found = variables.find(name);
+    return found == variables.end() ? nullptr : found->second.c_str();
+  });
+}
+
+TEST(RankInEnvironmentTest, KnowsWhatStartsRanks) {
+  EXPECT_EQ(RankWith({}), std::nullopt);
+  EXPECT_EQ(RankWith({{"OMPI_COMM_WORLD_RANK", "3"}, {"OMPI_COMM_WORLD_SIZE", "4"}}), 3u);
+  EXPECT_EQ(RankWith({{"PMIX_RANK", "2"}, {"PMIX_NAMESPACE", "prterun-n1-7@1"}}), 2u);
+  EXPECT_EQ(RankWith({{"PMI_RANK", "0"}}), 0u);
+  EXPECT_EQ(RankWith({{"SLURM_PROCID", "5"}, {"SLURM_NTASKS", "8"}}), 5u);
+  // Inside an allocation mpirun's own daemons are Slurm's tasks: Open MPI's number counts.
+  EXPECT_EQ(RankWith({{"SLURM_PROCID", "0"}, {"PMIX_RANK", "6"}, {"OMPI_COMM_WORLD_RANK", "6"}}), 6u);
+}
+
+TEST(RankInEnvironmentTest, PassesOverWhatIsNoRank) {
+  EXPECT_EQ(RankWith({{"OMPI_COMM_WORLD_RANK", ""}, {"PMIX_RANK", "-1"}, {"SLURM_PROCID", "4"}}), 4u);
+  EXPECT_EQ(RankWith({{"PMI_RANK", "99999999999"}}), std::nullopt);
 }
 
 TEST(FirstThatAnswersTest, TakesTheFirstOfThoseThatAnswer) {
