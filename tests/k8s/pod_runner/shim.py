@@ -87,7 +87,7 @@ def make_system(root):
     mount("proc", f"{root}/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
     mount("sysfs", f"{root}/sys", "sysfs", MS_NOSUID | MS_NODEV | MS_NOEXEC | MS_RDONLY)
     mount("tmpfs", f"{root}/dev", "tmpfs", MS_NOSUID, "mode=755,size=64k")
-    for name in DEVICES:
+    for name in filter(lambda one: os.path.exists(f"/dev/{one}"), DEVICES):
         place_for(f"/dev/{name}", f"{root}/dev/{name}")
         bind(f"/dev/{name}", f"{root}/dev/{name}")
     os.mkdir(f"{root}/dev/shm")
