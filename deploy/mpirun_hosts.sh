@@ -105,6 +105,15 @@ assign_ranks() {
   for i in "${!host_names[@]}"; do host_first[i]=$first; first=$((first + host_count[i])); done
 }
 
+# end_preflight FOLDER: mpirun leaves behind a login that hangs, in a process group of its own; it has inherited the mark.
+end_preflight() {
+  local file
+  while read -r file; do
+    file=${file#/proc/}
+    kill -KILL "${file%/environ}" 2>/dev/null
+  done < <(grep -lzxsF "MILLRACE_PREFLIGHT=$1" /proc/[0-9]*/environ)
+}
+
 check_pids=()
 # preflight FOLDER SIZE TIMEOUT OPTION...: runs `$program --preflight` on every host that gets ranks, by an mpirun of its own each,
 # so that one host that is down says nothing about the others. Prints one line for each thing that is wrong; returns the judge's code.
@@ -117,7 +126,7 @@ preflight() {
     [ "${host_count[i]}" -gt 0 ] || continue
     (
       began=$EPOCHREALTIME
-      setpriv --pdeathsig TERM timeout -k 5 "$seconds" mpirun "${root_flag[@]}" --bind-to none --oversubscribe -np 1 \
+      MILLRACE_PREFLIGHT=$folder setpriv --pdeathsig TERM timeout -k 5 "$seconds" mpirun "${root_flag[@]}" --bind-to none --oversubscribe -np 1 \
         -H "${host_names[i]}:1" "$@" "$program" "${arguments[@]}" \
         --preflight "${host_first[i]}:${host_count[i]}:$size" </dev/null >"$folder/$i.out" 2>&1
       code=$?

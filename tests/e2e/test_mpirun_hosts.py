@@ -275,6 +275,20 @@ def test_every_host_that_fails_the_preflight_is_named(start, hosts, random_model
     hosts.wait_empty()
 
 
+def test_a_host_that_does_not_answer_the_preflight(start, hosts):
+    """It is named after the time it had; a signal before that ends the check. No process is left of it on any host."""
+    hosts.prepare[3].write_text("exec sleep 600")
+    cluster = start(launcher=["--preflight-timeout", "3"])
+    assert cluster.script.wait(30) == 1, cluster.script.tail(60)
+    assert cluster.said("^preflight: ") == [line for line in cluster.said("^preflight: ") if f"{hosts.net}.3: no answer within " in line]
+    hosts.wait_empty()
+    cluster = start()
+    harness.wait_until(lambda: hosts.programs("sleep", 3), "the check waits for the third host")
+    cluster.script.send(signal.SIGTERM)
+    assert cluster.script.wait(5) == 143, cluster.script.tail(60)
+    hosts.wait_empty()
+
+
 @pytest.mark.parametrize("environment, args, line", [
     ({"SLURM_JOB_NODELIST": "n[01-03,7],m", "SLURM_TASKS_PER_NODE": "2(x2),1(x3)"}, [], "-np 7 -H n01:2,n02:2,n03:1,n7:1,m:1"),
     ({"SLURM_JOB_NODELIST": "r-[9-10]"}, ["-np", "4"], "-np 4 -H r-9:1,r-10:1"),
