@@ -9,6 +9,7 @@
 #include "absl/strings/str_format.h"
 #include "common/clock.h"
 #include "common/transport/channels.h"
+#include "common/transport/tls_probe.h"
 #include "millrace/v1/rpc_status.pb.h"
 
 namespace millrace::cli {
@@ -33,11 +34,24 @@ double Seconds(const google::protobuf::Duration& duration) {
 void ServerFlags::Declare(OptionSet& set) {
   set.AddString("server", &server, "HOST:PORT", "the coordinator's --listen address");
   set.AddBool("json", &json, "print JSON, one object a line");
+  tls.DeclareClient(set);
 }
 
-Client::Client(const std::string& server)
+absl::Status ServerFlags::Load() {
+  const absl::StatusOr<TlsOptions> options = tls.Finish();
+  if (!options.ok()) return options.status();
+  if (!options->on()) return absl::OkStatus();
+  SetHandshakeLog(HandshakeLog::kSilent);
+  BlockStopSignals();  // gRPC starts threads for credentials already
+  absl::StatusOr<SharedCredentials> loaded = Credentials::Load(*options, /*follow=*/false);
+  if (!loaded.ok()) return loaded.status();
+  credentials = *std::move(loaded);
+  return absl::OkStatus();
+}
+
+Client::Client(const ServerFlags& flags)
     : signals_([this](int signal) { OnSignal(signal); }),
-      channel(MakeControlChannel(server)),
+      channel(MakeControlChannel(flags.server, flags.credentials)),
       inference(v1::Inference::NewStub(channel)),
       control(v1::Control::NewStub(channel)) {}
 
@@ -80,7 +94,7 @@ Client::CancellableCall::~CancellableCall() {
   client_.cancellable_ = nullptr;
 }
 
-int ReportStatus(const grpc::Status& status, const std::string& server) {
+int ReportStatus(const grpc::Status& status, const ServerFlags& flags) {
   if (status.ok()) return kExitOk;
   std::string line = absl::StrCat("millrace: ", CodeName(status.error_code()), ": ", status.error_message());
   v1::RpcStatus details;
@@ -92,7 +106,12 @@ int ReportStatus(const grpc::Status& status, const std::string& server) {
       absl::StrAppendFormat(&line, " after %.1f s", Seconds(detail.retry_after()));
     absl::StrAppend(&line, "]");
   } else if (status.error_code() == grpc::StatusCode::UNAVAILABLE) {
-    absl::StrAppend(&line, "; is a coordinator running at ", server, "? (--server HOST:PORT)");
+    const std::string tls = ExplainFailedConnection(flags.server, flags.credentials);
+    if (tls.empty()) {
+      absl::StrAppend(&line, "; is a coordinator running at ", flags.server, "? (--server HOST:PORT)");
+    } else {
+      line = absl::StrCat("millrace: ", CodeName(status.error_code()), ": ", tls);
+    }
   }
   std::fprintf(stderr, "%s\n", line.c_str());
   return kExitFailure;

@@ -13,6 +13,7 @@
 #include "common/mutex.h"
 #include "common/options.h"
 #include "common/process.h"
+#include "common/transport/credentials.h"
 #include "google/protobuf/message.h"
 #include "grpcpp/grpcpp.h"
 #include "millrace/v1/control.grpc.pb.h"
@@ -24,14 +25,20 @@ namespace millrace::cli {
 struct ServerFlags {
   std::string server = "127.0.0.1:50051";
   bool json = false;
+  TlsFlags tls;
+  SharedCredentials credentials;  // null: plain text
   void Declare(OptionSet& set);
+  // Settles `credentials`. INVALID_ARGUMENT: the TLS flags, or their files, are wrong. Thread: main, before
+  // Client.
+  absl::Status Load();
 };
 
 // Connections to one server, and what Ctrl-C does meanwhile: it cancels the call in progress, or ends the
 // program where there is none. Thread: main. Make it before anything that starts threads.
 class Client {
  public:
-  explicit Client(const std::string& server);
+  // REQUIRES: flags.Load() was OK.
+  explicit Client(const ServerFlags& flags);
 
   // While it lives, Ctrl-C cancels this call. At most one at a time.
   class CancellableCall {
@@ -67,8 +74,8 @@ class Client {
 };
 
 // Prints one line on standard error (code, message, reason, whether to retry) and gives the exit code; 0 for
-// OK.
-int ReportStatus(const grpc::Status& status, const std::string& server);
+// OK. Where no connection comes about and TLS is to blame, it says so.
+int ReportStatus(const grpc::Status& status, const ServerFlags& flags);
 
 // Prints a usage error and gives its exit code.
 int ReportUsage(absl::string_view command, const absl::Status& status);

@@ -39,17 +39,18 @@ int DrainCommand(const std::vector<std::string>& args) {
   const auto outcome = set.Parse(args, nullptr);
   if (!outcome.ok()) return ReportUsage("drain", outcome.status());
   if (*outcome == OptionSet::Outcome::kHelpShown) return kExitOk;
+  if (const absl::Status tls = flags.Load(); !tls.ok()) return ReportUsage("drain", tls);
   v1::DrainRequest request;
   if (stage >= 0) request.set_stage(static_cast<uint32_t>(stage));
   absl::Duration rest = wait;
   request.mutable_wait()->set_seconds(absl::IDivDuration(rest, absl::Seconds(1), &rest));
   request.mutable_wait()->set_nanos(static_cast<int32_t>(absl::ToInt64Nanoseconds(rest)));
-  Client client(flags.server);
+  Client client(flags);
   grpc::ClientContext context;
   context.set_deadline(std::chrono::system_clock::now() + absl::ToChronoMilliseconds(wait + kCallTime));
   v1::DrainResponse response;
   const grpc::Status status = client.control->Drain(&context, request, &response);
-  if (!status.ok()) return ReportStatus(status, flags.server);
+  if (!status.ok()) return ReportStatus(status, flags);
   if (flags.json) {
     std::puts(ToJson(response).c_str());
     return response.finished() ? kExitOk : kExitFailure;

@@ -25,7 +25,7 @@ void PrintJson(const v1::GenerateEvent& event) {
 // A terminal gets a last line break and the summary; a pipe gets the text alone.
 int Finish(const StreamOutcome& outcome, const ServerFlags& flags) {
   if (!flags.json) std::puts("");
-  if (!outcome.status.ok()) return ReportStatus(outcome.status, flags.server);
+  if (!outcome.status.ok()) return ReportStatus(outcome.status, flags);
   if (!flags.json) std::fprintf(stderr, "(%s)\n", Summary(outcome.finished).c_str());
   return kExitOk;
 }
@@ -72,6 +72,7 @@ int GenerateCommand(const std::vector<std::string>& args) {
   const auto outcome = set.Parse(args, &words);
   if (!outcome.ok()) return ReportUsage("generate", outcome.status());
   if (*outcome == OptionSet::Outcome::kHelpShown) return kExitOk;
+  if (const absl::Status tls = flags.Load(); !tls.ok()) return ReportUsage("generate", tls);
   if (words.empty())
     return ReportUsage("generate", absl::InvalidArgumentError("a PROMPT is needed; see --help"));
   std::string prompt = absl::StrJoin(words, " ");
@@ -80,7 +81,7 @@ int GenerateCommand(const std::vector<std::string>& args) {
   generate.Fill(request);
   request.set_text(std::move(prompt));
   if (literal) request.set_parse_special(false);
-  Client client(flags.server);
+  Client client(flags);
   return Finish(RunGenerate(client, request, generate.timeout(), flags.json ? PrintJson : PrintText), flags);
 }
 
@@ -97,10 +98,11 @@ int ChatCommand(const std::vector<std::string>& args) {
   const auto outcome = set.Parse(args, &words);
   if (!outcome.ok()) return ReportUsage("chat", outcome.status());
   if (*outcome == OptionSet::Outcome::kHelpShown) return kExitOk;
+  if (const absl::Status tls = flags.Load(); !tls.ok()) return ReportUsage("chat", tls);
   v1::GenerateRequest request;
   generate.Fill(request);
   if (!system.empty()) AddMessage(request, "system", system);
-  Client client(flags.server);
+  Client client(flags);
   if (words.empty()) return Converse(client, std::move(request), generate, flags);
   AddMessage(request, "user", absl::StrJoin(words, " "));
   return Finish(RunGenerate(client, request, generate.timeout(), flags.json ? PrintJson : PrintText), flags);

@@ -23,7 +23,8 @@ int HealthCommand(const std::vector<std::string>& args) {
   const auto outcome = set.Parse(args, nullptr);
   if (!outcome.ok()) return ReportUsage("health", outcome.status());
   if (*outcome == OptionSet::Outcome::kHelpShown) return kExitOk;
-  Client client(flags.server);
+  if (const absl::Status tls = flags.Load(); !tls.ok()) return ReportUsage("health", tls);
+  Client client(flags);
   grpc::ClientContext context;
   context.set_deadline(std::chrono::system_clock::now() + absl::ToChronoMilliseconds(timeout));
   grpc::health::v1::HealthCheckRequest request;
@@ -34,9 +35,9 @@ int HealthCommand(const std::vector<std::string>& args) {
   if (status.error_code() == grpc::StatusCode::NOT_FOUND) {
     return ReportStatus(grpc::Status(status.error_code(),
                                      absl::StrCat(flags.server, " has no health service '", service, "'")),
-                        flags.server);
+                        flags);
   }
-  if (!status.ok()) return ReportStatus(status, flags.server);
+  if (!status.ok()) return ReportStatus(status, flags);
   if (flags.json) {
     std::printf("%s\n", ToJson(response).c_str());
   } else {

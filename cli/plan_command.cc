@@ -24,6 +24,7 @@ constexpr uint32_t kDefaultContext = 4096;
 constexpr absl::Duration kCallTimeout = absl::Seconds(5);
 
 struct PlanFlags {
+  TlsFlags tls;
   std::string model, shape, cluster, gpus, server, save, kv_type = "auto";
   int64_t context = 0, batch = 16, prompt = 128, output = 64, max_rows = 128;
   bool json = false;
@@ -38,6 +39,7 @@ struct PlanFlags {
         "an estimate, and an upper bound");
     set.AddString("server", &server, "HOST:PORT",
                   "or those of the cluster that runs there, as its workers measured");
+    tls.DeclareClient(set);
     set.AddString("save-cluster", &save, "F.yaml", "with --server: write what they measured there, too");
     set.AddInt("context", &context, 0, 1 << 24,
                "prompt and answer of a sequence; 0: the model's, at most 4096");
@@ -118,12 +120,16 @@ int Fail(const absl::Status& status) {
 
 // The exit code, if it did not work.
 int AskServer(const PlanFlags& flags, PlanRequest& request) {
-  Client client(flags.server);
+  ServerFlags server;
+  server.server = flags.server;
+  server.tls = flags.tls;
+  if (const absl::Status tls = server.Load(); !tls.ok()) return Fail(tls);
+  Client client(server);
   grpc::ClientContext context;
   context.set_deadline(std::chrono::system_clock::now() + absl::ToChronoMilliseconds(kCallTimeout));
   v1::GetClusterResponse response;
   const grpc::Status status = client.control->GetCluster(&context, {}, &response);
-  if (!status.ok()) return ReportStatus(status, flags.server);
+  if (!status.ok()) return ReportStatus(status, server);
   absl::Status taken = TakeFrom(response, flags.kv_type != "auto", request);
   if (taken.ok() && !flags.save.empty()) taken = WriteClusterFile(request.cluster, flags.save);
   return taken.ok() ? kExitOk : Fail(taken);

@@ -156,7 +156,7 @@ int Watch(Client& client, const ServerFlags& flags) {
     if (client.stopped()) break;
     const absl::Time now = Clock::Steady().Now();
     const bool first = last == absl::InfinitePast();
-    if (!status.ok() && first) return ReportStatus(status, flags.server);
+    if (!status.ok() && first) return ReportStatus(status, flags);
     std::vector<std::string> lines = {
         absl::StrCat("no answer from ", flags.server, ": ", status.error_message())};
     if (status.ok()) {
@@ -192,11 +192,12 @@ int StatusCommand(const std::vector<std::string>& args) {
   const auto outcome = set.Parse(args, nullptr);
   if (!outcome.ok()) return ReportUsage("status", outcome.status());
   if (*outcome == OptionSet::Outcome::kHelpShown) return kExitOk;
-  Client client(flags.server);
+  if (const absl::Status tls = flags.Load(); !tls.ok()) return ReportUsage("status", tls);
+  Client client(flags);
   Answers answers;
   const grpc::Status status =
       wait > absl::ZeroDuration() ? WaitUntilServing(client, wait, answers) : Ask(client, answers);
-  if (!status.ok()) return ReportStatus(status, flags.server);
+  if (!status.ok()) return ReportStatus(status, flags);
   if (watch) return Watch(client, flags);
   if (flags.json) {
     std::printf("{\"server\": %s, \"model\": %s, \"load\": %s}\n", ToJson(answers.server).c_str(),

@@ -30,17 +30,18 @@ int TokenizeCommand(const std::vector<std::string>& args) {
   const auto outcome = set.Parse(args, &words);
   if (!outcome.ok()) return ReportUsage("tokenize", outcome.status());
   if (*outcome == OptionSet::Outcome::kHelpShown) return kExitOk;
+  if (const absl::Status tls = flags.Load(); !tls.ok()) return ReportUsage("tokenize", tls);
   if (words.empty())
     return ReportUsage("tokenize", absl::InvalidArgumentError("a TEXT is needed; see --help"));
   v1::TokenizeRequest request;
   request.set_text(absl::StrJoin(words, " "));
   if (request.text() == "-") request.mutable_text()->assign(std::istreambuf_iterator<char>(std::cin), {});
   if (literal) request.set_parse_special(false);
-  Client client(flags.server);
+  Client client(flags);
   grpc::ClientContext context;
   v1::TokenizeResponse response;
   const grpc::Status status = client.inference->Tokenize(&context, request, &response);
-  if (!status.ok()) return ReportStatus(status, flags.server);
+  if (!status.ok()) return ReportStatus(status, flags);
   if (flags.json) {
     std::puts(ToJson(response).c_str());
     return kExitOk;

@@ -78,6 +78,7 @@ int TraceCommand(const std::vector<std::string>& args) {
   OptionSet set("millrace trace", "[--seconds N] [-o FILE]",
                 "Records the microbatches for a while, as JSON that https://ui.perfetto.dev opens.");
   set.AddString("server", &flags.server, "HOST:PORT", "the coordinator's --listen address");
+  flags.tls.DeclareClient(set);
   set.AddInt("seconds", &seconds, 1, 60, "how long; Ctrl-C ends it before");
   set.AddString("output", &output, "FILE", "where the trace goes; -o is short for it");
   std::vector<std::string> long_args = args;
@@ -87,14 +88,15 @@ int TraceCommand(const std::vector<std::string>& args) {
   const auto outcome = set.Parse(long_args, nullptr);
   if (!outcome.ok()) return ReportUsage("trace", outcome.status());
   if (*outcome == OptionSet::Outcome::kHelpShown) return kExitOk;
+  if (const absl::Status tls = flags.Load(); !tls.ok()) return ReportUsage("trace", tls);
   OutputFile file(output);
   if (!file.open()) return ReportFile(output);
-  Client client(flags.server);
+  Client client(flags);
   client.HoldStops();
   Trace trace;
   const grpc::Status status = Record(client, static_cast<double>(seconds), trace);
   const bool cut = !status.ok() && client.stopped();
-  if (!status.ok() && !cut) return ReportStatus(status, flags.server);
+  if (!status.ok() && !cut) return ReportStatus(status, flags);
   if (!file.Write(TraceJson(trace.begin, trace.microbatches))) return ReportFile(output);
   std::printf("%zu microbatches%s in %s; open it at https://ui.perfetto.dev\n", trace.microbatches.size(),
               cut ? " until Ctrl-C" : "", output.c_str());

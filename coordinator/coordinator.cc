@@ -17,6 +17,7 @@
 #include "common/process.h"
 #include "common/status_macros.h"
 #include "common/transport/channels.h"
+#include "common/transport/credentials.h"
 #include "common/transport/health_server.h"
 #include "common/transport/hop_listener.h"
 #include "common/transport/local_socket.h"
@@ -85,9 +86,10 @@ absl::StatusOr<std::vector<LayerRange>> ChoosePlacement(const CoordinatorOptions
                      options.stages);
 }
 
-absl::StatusOr<HostPort> AddPort(grpc::ServerBuilder& builder, const std::string& address, int* port) {
+absl::StatusOr<HostPort> AddPort(grpc::ServerBuilder& builder, const std::string& address,
+                                 std::shared_ptr<grpc::ServerCredentials> credentials, int* port) {
   ASSIGN_OR_RETURN(HostPort parsed, ParseHostPort(address));
-  builder.AddListeningPort(parsed.ToString(), grpc::InsecureServerCredentials(), port);
+  builder.AddListeningPort(parsed.ToString(), std::move(credentials), port);
   return parsed;
 }
 
@@ -116,6 +118,7 @@ class Coordinator {
   void Stop();
 
   CoordinatorOptions options_;
+  SharedCredentials credentials_;  // null: plain text
   std::string secret_;
   std::string unix_address_;
   HealthState health_;
@@ -147,6 +150,8 @@ Coordinator::~Coordinator() {
 
 absl::Status Coordinator::Prepare() {
   RaiseFileLimit();
+  ASSIGN_OR_RETURN(credentials_, Credentials::Load(options_.tls, /*follow=*/true));
+  if (credentials_ != nullptr) SetHandshakeLog(HandshakeLog::kExplained);
   WarnIfConfined(1);
   if (options_.max_in_flight < options_.stages) {
     LogWarning("--max-in-flight ", options_.max_in_flight, " leaves stages idle: there are ",
@@ -233,7 +238,9 @@ void Coordinator::MakeCluster() {
   cluster.cluster.workload = options_.workload;
   cluster.cluster.context_tokens = options_.context_tokens;
   cluster.cluster.worker_timeout = options_.worker_timeout;
-  cluster.cluster.unix_address = unix_address_ = MakeUnixAddress();
+  // A Unix socket asks for no certificate: behind it only the join secret keeps others out.
+  if (credentials_ == nullptr || !secret_.empty()) unix_address_ = MakeUnixAddress();
+  cluster.cluster.unix_address = unix_address_;
   cluster.cluster.host_identity = HostIdentity();
   char* absolute = realpath(options_.model.c_str(), nullptr);
   cluster.health = &health_;
@@ -258,7 +265,8 @@ absl::Status Coordinator::BuildClusterServer(CoordinatorAddresses& addresses) {
   grpc::ServerBuilder builder;
   ConfigureServer(builder, size_t{1} << 30);
   int port = 0;
-  ASSIGN_OR_RETURN(HostPort address, AddPort(builder, options_.cluster_listen, &port));
+  ASSIGN_OR_RETURN(HostPort address,
+                   AddPort(builder, options_.cluster_listen, PeerPortCredentials(credentials_), &port));
   AddClusterServices(builder);
   cluster_server_ = builder.BuildAndStart();
   if (cluster_server_ == nullptr || port == 0) {
@@ -276,12 +284,14 @@ absl::StatusOr<CoordinatorAddresses> Coordinator::Listen() {
   // Reflection describes what is linked; nothing else refers to the health service's messages.
   grpc::health::v1::HealthCheckRequest::descriptor();
   CoordinatorAddresses addresses;
-  const bool one_server = options_.cluster_listen.empty() || options_.cluster_listen == options_.listen;
+  const bool one_server = credentials_ == nullptr &&
+                          (options_.cluster_listen.empty() || options_.cluster_listen == options_.listen);
   if (!one_server) RETURN_IF_ERROR(BuildClusterServer(addresses));
   grpc::ServerBuilder builder;
   ConfigureServer(builder, Frontend::kMaxMessageBytes);
   int port = 0;
-  ASSIGN_OR_RETURN(HostPort address, AddPort(builder, options_.listen, &port));
+  ASSIGN_OR_RETURN(HostPort address,
+                   AddPort(builder, options_.listen, ClientPortCredentials(credentials_), &port));
   frontend_->AddTo(&builder);
   if (one_server) AddClusterServices(builder);
   server_ = builder.BuildAndStart();
@@ -293,7 +303,7 @@ absl::StatusOr<CoordinatorAddresses> Coordinator::Listen() {
   addresses.listen = address.ToString();
   if (one_server) addresses.cluster_listen = addresses.listen;
   const absl::StatusOr<HostPort> cluster = ParseHostPort(addresses.cluster_listen);
-  if (cluster.ok() && !IsLoopback(cluster->host) && secret_.empty()) {
+  if (cluster.ok() && !IsLoopback(cluster->host) && secret_.empty() && credentials_ == nullptr) {
     LogWarning("workers may join at ", addresses.cluster_listen,
                " without a secret; use --join-secret-file where others reach that address");
   }

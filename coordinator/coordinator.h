@@ -11,6 +11,7 @@
 #include "common/numeric_choice.h"
 #include "common/options.h"
 #include "common/transport/health_server.h"
+#include "common/transport/tls_files.h"
 #include "coordinator/planner/stage_costs.h"
 
 namespace millrace {
@@ -22,6 +23,7 @@ struct CoordinatorOptions {
   std::string listen = "127.0.0.1:50051";
   std::string cluster_listen;  // empty: the same as listen
   std::string metrics;         // host:port of Prometheus text; empty: none
+  TlsOptions tls;              // under TLS, cluster_listen is another port than listen
   HealthFlags health;
   std::string join_secret_file;
   std::string join_secret;  // used if there is no file
@@ -59,6 +61,10 @@ class CoordinatorFlags {
   int64_t stages = 0;  // 0: not said
 
  private:
+  absl::Status CheckTls(const CoordinatorOptions& result) const;
+
+  TlsFlags tls_;
+  bool under_mpi_ = false;  // its ranks have a cluster port of their own
   CoordinatorOptions options_;
   int64_t max_rows_ = 128;
   int64_t max_in_flight_ = 0;

@@ -25,6 +25,8 @@ void CoordinatorFlags::Declare(OptionSet& set, bool with_join_secret) {
   set.AddString("metrics", &options_.metrics, "HOST:PORT",
                 "answer Prometheus at http://HOST:PORT/metrics; port 0: any free one; default: off");
   options_.health.Declare(set);
+  tls_.DeclareServer(set, /*with_clients=*/true);
+  under_mpi_ = !with_join_secret;
   if (with_join_secret) {
     set.AddString("join-secret-file", &options_.join_secret_file, "FILE",
                   "one line that coordinator and workers share");
@@ -101,6 +103,20 @@ absl::StatusOr<NumericChoice> ParseNumericChoice(const std::string& activations,
 
 }  // namespace
 
+// Workers must show certificates, and clients need not: that takes two ports.
+absl::Status CoordinatorFlags::CheckTls(const CoordinatorOptions& result) const {
+  if (!result.tls.on() || (under_mpi_ && result.cluster_listen.empty())) return absl::OkStatus();
+  if (result.cluster_listen.empty()) {
+    return absl::InvalidArgumentError(
+        "--tls-cert needs --cluster-listen HOST:PORT: under TLS workers join at another port than --listen");
+  }
+  const absl::StatusOr<HostPort> listen = ParseHostPort(result.listen);
+  if (result.cluster_listen != result.listen || (listen.ok() && listen->port == 0)) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("--cluster-listen: ", result.cluster_listen,
+                   " is --listen too; under TLS workers join at another port than clients"));
+}
+
 absl::StatusOr<CoordinatorOptions> CoordinatorFlags::Finish() const {
   CoordinatorOptions result = options_;
   if (result.model.empty()) return absl::InvalidArgumentError("--model PATH is required");
@@ -112,6 +128,10 @@ absl::StatusOr<CoordinatorOptions> CoordinatorFlags::Finish() const {
     if (!address.ok())
       return absl::InvalidArgumentError(absl::StrCat(flag, ": ", address.status().message()));
   }
+  const absl::StatusOr<TlsOptions> tls = tls_.Finish();
+  if (!tls.ok()) return tls.status();
+  result.tls = *tls;
+  if (const absl::Status ports = CheckTls(result); !ports.ok()) return ports;
   if (const absl::Status health = result.health.Check(); !health.ok()) return health;
   if (block_tokens_ % 16 != 0) {
     return absl::InvalidArgumentError(

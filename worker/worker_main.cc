@@ -17,7 +17,11 @@ int main(int argc, char** argv) {
   flags.DeclareLocal(set);
   const auto outcome = set.Parse(std::vector<std::string>(argv + 1, argv + argc), nullptr);
   if (outcome.ok() && *outcome == millrace::OptionSet::Outcome::kHelpShown) return millrace::kExitOk;
-  const auto options = outcome.ok() ? flags.Finish() : outcome.status();
+  auto options = outcome.ok() ? flags.Finish() : outcome.status();
+  if (options.ok() && options->tls.on()) {
+    const absl::Status files = millrace::ReadTlsFiles(options->tls).status();
+    if (!files.ok()) options = files;
+  }
   if (!options.ok()) {
     std::fprintf(stderr, "millrace-worker: %s\n", std::string(options.status().message()).c_str());
     return millrace::kExitUsage;

@@ -10,6 +10,7 @@
 #include "common/process.h"
 #include "common/status_macros.h"
 #include "common/transport/channels.h"
+#include "common/transport/credentials.h"
 
 namespace millrace::bench {
 namespace {
@@ -24,9 +25,11 @@ struct Flags {
   int64_t windows = 1;
   int64_t seed = 1;
   LoadOptions load;
+  TlsFlags tls;
 
   void Declare(OptionSet& set) {
     set.AddString("server", &server, "HOST:PORT", "the coordinator's --listen address");
+    tls.DeclareClient(set);
     set.AddString("mode", &mode, "NAME",
                   "steady: so many sequences are kept alive; poisson: requests arrive at --rate; one-shot: "
                   "all sequences at once to the end of the last, a round for each window; recompute: one "
@@ -74,7 +77,9 @@ struct Flags {
 };
 
 absl::StatusOr<nlohmann::json> Generate(const Flags& flags) {
-  const auto channel = MakeControlChannel(flags.server);
+  ASSIGN_OR_RETURN(const TlsOptions tls, flags.tls.Finish());
+  ASSIGN_OR_RETURN(const SharedCredentials credentials, Credentials::Load(tls, /*follow=*/false));
+  const auto channel = MakeControlChannel(flags.server, credentials);
   LoadOptions options = flags.load;
   ASSIGN_OR_RETURN(const v1::GetModelInfoResponse model, LoadClient(channel, {}).ModelInfo());
   options.workload.vocabulary_size = model.vocabulary_size();

@@ -7,11 +7,13 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "common/transport/local_socket.h"
 #include "grpcpp/create_channel.h"
 #include "grpcpp/security/credentials.h"
 #include "grpcpp/support/channel_arguments.h"
@@ -49,20 +51,31 @@ grpc::ChannelArguments CommonArguments() {
   return args;
 }
 
-}  // namespace
-
-std::shared_ptr<grpc::Channel> MakeControlChannel(const std::string& address) {
-  return grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), CommonArguments());
+std::shared_ptr<grpc::Channel> Connect(const std::string& address, const SharedCredentials& credentials,
+                                       grpc::ChannelArguments args) {
+  if (credentials == nullptr || IsUnixAddress(address)) {
+    return grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), args);
+  }
+  if (!credentials->options().name.empty()) args.SetSslTargetNameOverride(credentials->options().name);
+  return grpc::CreateCustomChannel(address, credentials->ForChannel(), args);
 }
 
-std::shared_ptr<grpc::Channel> MakeBulkChannel(const std::string& address) {
+}  // namespace
+
+std::shared_ptr<grpc::Channel> MakeControlChannel(const std::string& address,
+                                                  const SharedCredentials& credentials) {
+  return Connect(address, credentials, CommonArguments());
+}
+
+std::shared_ptr<grpc::Channel> MakeBulkChannel(const std::string& address,
+                                               const SharedCredentials& credentials) {
   grpc::ChannelArguments args = CommonArguments();
   args.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
   args.SetInt(GRPC_ARG_HTTP2_MAX_FRAME_SIZE, (16 << 20) - 1);
   args.SetInt(GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES, 16 << 20);
   args.SetInt(GRPC_ARG_HTTP2_BDP_PROBE, 0);
   args.SetInt(GRPC_ARG_TCP_READ_CHUNK_SIZE, 1 << 20);
-  return grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), args);
+  return Connect(address, credentials, std::move(args));
 }
 
 void ConfigureServer(grpc::ServerBuilder& builder, size_t max_message_bytes) {

@@ -8,17 +8,21 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "common/transport/credentials.h"
 #include "grpcpp/channel.h"
 #include "grpcpp/server_builder.h"
 #include "grpcpp/support/status.h"
 
 namespace millrace {
 
-// Control streams and client calls: small messages.
-std::shared_ptr<grpc::Channel> MakeControlChannel(const std::string& address);
+// Control streams and client calls: small messages. Null credentials: plain text.
+std::shared_ptr<grpc::Channel> MakeControlChannel(const std::string& address,
+                                                  const SharedCredentials& credentials = nullptr);
 
 // Hops: activations of any size, on connections of their own so that a large one never stands before a plan.
-std::shared_ptr<grpc::Channel> MakeBulkChannel(const std::string& address);
+// Those to Unix sockets are plain text, whatever the credentials.
+std::shared_ptr<grpc::Channel> MakeBulkChannel(const std::string& address,
+                                               const SharedCredentials& credentials = nullptr);
 
 // Refuses a port that is in use (gRPC would share it), takes messages of up to `max_message_bytes`.
 void ConfigureServer(grpc::ServerBuilder& builder, size_t max_message_bytes);

@@ -10,6 +10,7 @@
 #include "common/process.h"
 #include "common/transport/channels.h"
 #include "common/transport/hop_frame.h"
+#include "common/transport/tls_probe.h"
 #include "grpcpp/generic/generic_stub.h"
 #include "grpcpp/grpcpp.h"
 
@@ -24,7 +25,7 @@ constexpr char kHopMethod[] = "/millrace.v1.Ring/Hop";
 class HopLink::Stream final : public grpc::ClientBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer> {
  public:
   explicit Stream(HopLinkOptions options)
-      : options_(std::move(options)), stub_(MakeBulkChannel(options_.address)) {
+      : options_(std::move(options)), stub_(MakeBulkChannel(options_.address, options_.credentials)) {
     context_.AddMetadata(kSecretMetadata, options_.secret);
     context_.AddMetadata(kEpochMetadata, absl::StrCat(options_.epoch.value()));
     context_.set_wait_for_ready(true);
@@ -45,14 +46,15 @@ class HopLink::Stream final : public grpc::ClientBidiReactor<grpc::ByteBuffer, g
     MutexLock lock(&mutex_);
     while (!connected_ && status_.ok()) {
       const absl::Duration left = deadline - Clock::Steady().Now();
-      if (left <= absl::ZeroDuration()) {
-        return absl::UnavailableError(
-            absl::StrCat("no connection to ", options_.address, " within ", absl::FormatDuration(timeout)));
-      }
+      if (left <= absl::ZeroDuration()) break;
       changed_.WaitFor(&mutex_, left);
     }
-    return status_;
+    if (connected_ || !status_.ok()) return status_;
+    return absl::UnavailableError(
+        absl::StrCat("no connection to ", options_.address, " within ", absl::FormatDuration(timeout)));
   }
+
+  std::string ExplainTls() const { return ExplainFailedConnection(options_.address, options_.credentials); }
 
   bool Send(HopMessage message) {
     MutexLock lock(&mutex_);
@@ -160,7 +162,10 @@ HopLink::~HopLink() {
 }
 
 absl::Status HopLink::WaitConnected(absl::Duration timeout) {
-  return stream_->WaitConnected(timeout);
+  const absl::Status status = stream_->WaitConnected(timeout);
+  if (!absl::IsUnavailable(status)) return status;
+  const std::string why = stream_->ExplainTls();
+  return why.empty() ? status : absl::UnavailableError(why);
 }
 bool HopLink::Send(HopMessage message) {
   return stream_->Send(std::move(message));

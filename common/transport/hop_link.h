@@ -8,6 +8,7 @@
 #include "absl/status/status.h"
 #include "absl/time/time.h"
 #include "common/hop_message.h"
+#include "common/transport/credentials.h"
 
 namespace millrace {
 
@@ -16,6 +17,7 @@ inline constexpr char kEpochMetadata[] = "millrace-epoch";
 
 struct HopLinkOptions {
   std::string address;
+  SharedCredentials credentials;  // null: plain text
   std::string secret;
   Epoch epoch;
   size_t max_queued = 0;  // messages; the number of microbatches in flight never exceeds it

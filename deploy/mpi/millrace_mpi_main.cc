@@ -226,6 +226,7 @@ int Main(int argc, char** argv) {
     MPI_Finalize();
     return kExitUsage;
   }
+  flags.worker.options.tls = options->tls;
   const absl::Status status =
       ranks.rank == 0 ? RunRankZero(*options, ranks, flags) : RunWorkerRank(flags, ranks, options->stages);
   if (status.ok()) return kExitOk;

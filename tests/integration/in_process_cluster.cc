@@ -156,7 +156,7 @@ TestWorker::TestWorker(const Options& options) : options_(options) {
   CoordinatorSessionCallbacks callbacks;
   callbacks.on_message = [this](v1::CoordinatorMessage message) { OnMessage(std::move(message)); };
   callbacks.on_closed = [this](absl::Status status) { closed_.Push(std::move(status)); };
-  session_ = std::make_unique<CoordinatorSession>(options.coordinator, std::move(callbacks));
+  session_ = std::make_unique<CoordinatorSession>(options.coordinator, nullptr, std::move(callbacks));
   control_ = std::thread([this] { Control(); });
   v1::WorkerMessage hello = MakeHello(host_->fingerprint());
   hello.mutable_hello()->set_ring_address(ring_address_);

@@ -6,8 +6,10 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/clock.h"
+#include "common/log.h"
 #include "common/mutex.h"
 #include "common/transport/channels.h"
+#include "common/transport/tls_probe.h"
 #include "grpcpp/grpcpp.h"
 #include "millrace/v1/cluster.grpc.pb.h"
 
@@ -22,8 +24,10 @@ constexpr size_t kMaxQueued = 1024;
 class CoordinatorSession::Stream final
     : public grpc::ClientBidiReactor<v1::WorkerMessage, v1::CoordinatorMessage> {
  public:
-  Stream(const std::string& address, CoordinatorSessionCallbacks callbacks)
-      : callbacks_(std::move(callbacks)), stub_(v1::Cluster::NewStub(MakeControlChannel(address))) {
+  Stream(const std::string& address, const SharedCredentials& credentials,
+         CoordinatorSessionCallbacks callbacks)
+      : callbacks_(std::move(callbacks)),
+        stub_(v1::Cluster::NewStub(MakeControlChannel(address, credentials))) {
     stub_->async()->Join(&context_, this);
     // Send and Close start work from outside of gRPC's calls, and gRPC frees a stream without a hold before
     // it says so.
@@ -97,8 +101,9 @@ class CoordinatorSession::Stream final
   bool done_ ABSL_GUARDED_BY(mutex_) = false;
 };
 
-CoordinatorSession::CoordinatorSession(const std::string& address, CoordinatorSessionCallbacks callbacks)
-    : stream_(std::make_unique<Stream>(address, std::move(callbacks))) {}
+CoordinatorSession::CoordinatorSession(const std::string& address, const SharedCredentials& credentials,
+                                       CoordinatorSessionCallbacks callbacks)
+    : stream_(std::make_unique<Stream>(address, credentials, std::move(callbacks))) {}
 
 CoordinatorSession::~CoordinatorSession() {
   stream_->CancelAndAwait();
@@ -111,12 +116,18 @@ void CoordinatorSession::Close() {
   stream_->Close();
 }
 
-absl::Status WaitForCoordinator(const std::string& address, absl::Duration timeout,
+absl::Status WaitForCoordinator(const std::string& address, const SharedCredentials& credentials,
+                                absl::Duration timeout,
                                 const std::function<bool(absl::Duration)>& keep_waiting) {
-  const std::shared_ptr<grpc::Channel> channel = MakeControlChannel(address);
+  const std::shared_ptr<grpc::Channel> channel = MakeControlChannel(address, credentials);
   const absl::Time begin = Clock::Steady().Now();
+  std::string explained;
   while (!channel->WaitForConnected(std::chrono::system_clock::now() + std::chrono::seconds(1))) {
     const absl::Duration waited = Clock::Steady().Now() - begin;
+    const std::string why = ExplainFailedConnection(address, credentials);
+    if (!why.empty() && why != explained) LogWarning("cannot join yet: ", why);
+    explained = why;
+    if (waited >= timeout && !why.empty()) return absl::UnavailableError(why);
     if (waited >= timeout) {
       return absl::UnavailableError(
           absl::StrCat("no coordinator answers at ", address, " after ",

@@ -7,6 +7,7 @@
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
+#include "common/transport/credentials.h"
 #include "millrace/v1/cluster.pb.h"
 
 namespace millrace {
@@ -22,7 +23,8 @@ struct CoordinatorSessionCallbacks {
 class CoordinatorSession {
  public:
   // Opens the stream to `address`; waits for nothing. Fails soon (on_closed) if nothing answers there.
-  CoordinatorSession(const std::string& address, CoordinatorSessionCallbacks callbacks);
+  CoordinatorSession(const std::string& address, const SharedCredentials& credentials,
+                     CoordinatorSessionCallbacks callbacks);
   ~CoordinatorSession();  // cancels, and waits until gRPC is done with the stream
 
   // Never waits. False when the stream is gone or far behind.
@@ -36,9 +38,11 @@ class CoordinatorSession {
   std::unique_ptr<Stream> stream_;
 };
 
-// Waits until something at `address` accepts connections; `keep_waiting` is called about once a
-// second with the time waited. UNAVAILABLE: nothing did. CANCELLED: keep_waiting returned false.
-absl::Status WaitForCoordinator(const std::string& address, absl::Duration timeout,
+// Waits until something at `address` accepts connections; `keep_waiting` is called every few seconds at most
+// with the time waited. UNAVAILABLE: nothing did, or TLS is in the way, which is logged at once, too.
+// CANCELLED: keep_waiting returned false.
+absl::Status WaitForCoordinator(const std::string& address, const SharedCredentials& credentials,
+                                absl::Duration timeout,
                                 const std::function<bool(absl::Duration)>& keep_waiting);
 
 }  // namespace millrace

@@ -207,6 +207,7 @@ absl::StatusOr<v1::Loaded> StageHost::Assign(const v1::Assign& assign) {
 HopLinkOptions StageHost::LinkOptions(const std::string& address) const {
   HopLinkOptions link;
   link.address = address;
+  link.credentials = options_.credentials;
   link.secret = options_.secret;
   link.epoch = Epoch(assign_.epoch());
   link.max_queued = assign_.max_in_flight() + 1;

@@ -33,6 +33,7 @@ struct StageHostOptions {
   StageBackendOptions backends;
   HopListener* listener = nullptr;
   EpochRouter* router = nullptr;
+  SharedCredentials credentials;  // for hops; null: plain text
   std::string secret;
   std::string coordinator_address;
   uint64_t kv_memory_bytes = 0;    // 0: kHostKvMemoryBytes, where the KV cache is in host memory

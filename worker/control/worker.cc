@@ -20,6 +20,7 @@
 #include "common/process.h"
 #include "common/status_macros.h"
 #include "common/transport/channels.h"
+#include "common/transport/credentials.h"
 #include "common/transport/local_socket.h"
 #include "common/transport/numeric_messages.h"
 #include "common/transport/profile_messages.h"
@@ -72,7 +73,8 @@ class Worker {
   void StartHeartbeats(absl::Duration interval);
   void Beat(absl::Duration interval);  // Thread: heartbeat
 
-  WorkerOptions options_;  // settled by Prepare
+  WorkerOptions options_;          // settled by Prepare
+  SharedCredentials credentials_;  // null: plain text
   std::string secret_;
   std::string ring_address_;
   std::string unix_address_;  // empty: hops by TCP only
@@ -117,6 +119,8 @@ absl::Status Worker::ServeHealth() {
 
 absl::Status Worker::Prepare() {
   RaiseFileLimit();
+  ASSIGN_OR_RETURN(credentials_, Credentials::Load(options_.tls, /*follow=*/true));
+  if (credentials_ != nullptr) SetHandshakeLog(HandshakeLog::kExplained);
   WarnIfConfined(static_cast<int>(options_.backends.shards));
   secret_ = options_.join_secret;
   if (!options_.join_secret_file.empty()) {
@@ -133,6 +137,7 @@ absl::Status Worker::Prepare() {
   host.backends = options_.backends;
   host.listener = listener_.get();
   host.router = &router_;
+  host.credentials = credentials_;
   host.secret = secret_;
   host.coordinator_address = options_.coordinator;
   host.kv_memory_bytes = options_.kv_memory_bytes;
@@ -169,8 +174,10 @@ absl::Status Worker::Listen() {
   // A hop's own limit is checked per frame; this one only has to be above it.
   ConfigureServer(builder, size_t{1} << 30);
   int port = 0;
-  builder.AddListeningPort(address.ToString(), grpc::InsecureServerCredentials(), &port);
-  if (options_.unix_sockets == "auto") unix_address_ = MakeUnixAddress();
+  builder.AddListeningPort(address.ToString(), PeerPortCredentials(credentials_), &port);
+  // A Unix socket asks for no certificate: behind it only the join secret keeps others out.
+  const bool guarded = credentials_ == nullptr || !secret_.empty();
+  if (options_.unix_sockets == "auto" && guarded) unix_address_ = MakeUnixAddress();
   if (!unix_address_.empty()) builder.AddListeningPort(unix_address_, grpc::InsecureServerCredentials());
   builder.RegisterService(listener_->service());
   server_ = builder.BuildAndStart();
@@ -194,7 +201,7 @@ void Worker::OpenSession() {
   CoordinatorSessionCallbacks callbacks;
   callbacks.on_message = [this](v1::CoordinatorMessage message) { OnCoordinatorMessage(std::move(message)); };
   callbacks.on_closed = [this](absl::Status status) { events_.Push(SessionClosed{std::move(status)}); };
-  session_ = std::make_unique<CoordinatorSession>(options_.coordinator, std::move(callbacks));
+  session_ = std::make_unique<CoordinatorSession>(options_.coordinator, credentials_, std::move(callbacks));
 }
 
 void Worker::SendHello() {
@@ -402,8 +409,8 @@ absl::Status Worker::Run() {
   RETURN_IF_ERROR(Prepare());
   RETURN_IF_ERROR(Listen());
   health_.SetStarted();
-  const absl::Status reached =
-      WaitForCoordinator(options_.coordinator, options_.join_timeout, [&](absl::Duration waited) {
+  const absl::Status reached = WaitForCoordinator(
+      options_.coordinator, credentials_, options_.join_timeout, [&](absl::Duration waited) {
         turns_.Tick();
         LogInfo("waiting for the coordinator at ", options_.coordinator, " (",
                 absl::FormatDuration(absl::Trunc(waited, absl::Seconds(1))), ")");

@@ -10,6 +10,7 @@
 #include "absl/time/time.h"
 #include "common/options.h"
 #include "common/transport/health_server.h"
+#include "common/transport/tls_files.h"
 #include "worker/control/stage_backends.h"
 #include "worker/stage/stage_compute.h"
 
@@ -21,6 +22,7 @@ struct WorkerOptions {
   std::string advertise;    // host other workers use; empty: the listening one
   std::string model;        // empty: the coordinator's path
   std::optional<uint32_t> stage;
+  TlsOptions tls;
   HealthFlags health;
   std::string join_secret_file;
   std::string join_secret;  // used if there is no file
@@ -37,6 +39,7 @@ struct WorkerOptions {
 struct WorkerFlags {
   WorkerOptions options;
   int64_t stage = -1;
+  TlsFlags tls;
   // Flags of the machine: kernels, memory.
   void DeclareLocal(OptionSet& set);
   // Flags of where to join, which mpirun's ranks learn from each other instead.

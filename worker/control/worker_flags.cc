@@ -69,6 +69,7 @@ void WorkerFlags::DeclareJoin(OptionSet& set) {
                 "the model file on this host; default: the coordinator's path");
   set.AddInt("stage", &stage, -1, 1 << 20, "the stage to hold; -1: the first that is free");
   options.health.Declare(set);
+  tls.DeclareServer(set, /*with_clients=*/false);
   set.AddString("join-secret-file", &options.join_secret_file, "FILE",
                 "one line that coordinator and workers share");
 }
@@ -104,6 +105,7 @@ absl::StatusOr<WorkerOptions> WorkerFlags::Finish() const {
       return absl::InvalidArgumentError(absl::StrCat("--listen: ", listen.status().message()));
   }
   RETURN_IF_ERROR(result.health.Check());
+  ASSIGN_OR_RETURN(result.tls, tls.Finish());
   RETURN_IF_ERROR(CheckLocal());
   result.backends.local_rank = LocalRankOfMpi();
   if (stage >= 0) result.stage = static_cast<uint32_t>(stage);
