@@ -202,10 +202,15 @@ def error_detail(error):
 class Client:
     """What a program of somebody else would do with the protos."""
 
-    def __init__(self, address):
+    def __init__(self, address, tls_ca=None):
+        """`tls_ca`: a PEM file; speaks TLS."""
         self.address = address
-        self.channel = grpc.insecure_channel(address, options=[("grpc.max_send_message_length", 64 << 20),
-                                                               ("grpc.use_local_subchannel_pool", 1)])
+        options = [("grpc.max_send_message_length", 64 << 20), ("grpc.use_local_subchannel_pool", 1)]
+        if tls_ca is None:
+            self.channel = grpc.insecure_channel(address, options=options)
+        else:
+            credentials = grpc.ssl_channel_credentials(pathlib.Path(tls_ca).read_bytes())
+            self.channel = grpc.secure_channel(address, credentials, options=options)
         self.inference = inference_pb2_grpc.InferenceStub(self.channel)
         self.control = control_pb2_grpc.ControlStub(self.channel)
         self.health = health_pb2_grpc.HealthStub(self.channel)
@@ -266,23 +271,27 @@ class Cluster:
     """A coordinator and its workers. As a context manager it is stopped in order, and every exit code must be 0."""
 
     def __init__(self, model, folder, stages=2, layers=None, coordinator=(), worker=(), each_worker=None, each_env=None,
-                 wait=True):
+                 wait=True, tls=None):
         """`worker`: options of all workers; `each_worker`: further ones, a list for each stage; `each_env`: what is added to
-        the environment of each stage's worker."""
+        the environment of each stage's worker; `tls`: a certificates.Certificate that all processes use."""
         self.model, self.folder, self.stages = str(model), folder, stages
-        self.worker_args = list(worker)
+        self.worker_args = [*worker, *(tls.flags() if tls else [])]
         self.processes, self.workers, self.client = [], [], None
         self.killed = set()
         command = [BIN / "millrace-coordinator", "--model", model, "--stages", stages, "--listen", "127.0.0.1:0", *coordinator]
+        if tls:
+            command += ["--cluster-listen", "127.0.0.1:0", *tls.flags()]
         if layers:
             command += ["--layers", ",".join(str(n) for n in layers)]
         try:
             self.coordinator = self._start("coordinator", command)
-            self.address = self.coordinator.address()
+            self.address = self.join_address = self.coordinator.address()
+            if tls:
+                self.join_address = self.coordinator.wait_for_line(r"^workers join at (\S+)$").group(1)
             each = each_worker or [()] * stages
             envs = each_env or [None] * stages
             self.workers = [self.start_worker(stage, *each[stage], env=envs[stage]) for stage in range(stages)]
-            self.client = Client(self.address)
+            self.client = Client(self.address, tls.ca if tls else None)
             if wait:
                 self.wait_serving()
         except BaseException:
@@ -296,7 +305,7 @@ class Cluster:
 
     def start_worker(self, stage=None, *extra, model=None, env=None):
         """Starts a worker for a stage (None: any). Not waited for, and not put in `workers`."""
-        command = [BIN / "millrace-worker", "--coordinator", self.address, *self.worker_args, *extra]
+        command = [BIN / "millrace-worker", "--coordinator", self.join_address, *self.worker_args, *extra]
         if stage is not None:
             command += ["--stage", stage]
         if model is not None:
