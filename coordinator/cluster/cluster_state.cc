@@ -419,12 +419,18 @@ std::string ClusterState::Detail() const {
     }
   } else if (phase_ == Phase::kLoading || phase_ == Phase::kActivating) {
     uint64_t done = 0, total = 0;
+    size_t reading = 0;
     for (const WorkerId id : stages_) {
       done += workers_.at(id).bytes_done;
       total += workers_.at(id).bytes_total;
+      reading += workers_.at(id).bytes_total > 0 ? 1 : 0;
     }
     parts.push_back(total == 0 ? "loading"
                                : absl::StrCat("loading, ", done * 100 / total, " % of the weights read"));
+    // The others have not told yet how much they will read.
+    if (total != 0 && reading < stages_.size()) {
+      absl::StrAppend(&parts.back(), " by ", reading, " of ", stages_.size(), " workers");
+    }
   } else if (phase_ == Phase::kPausing) {
     parts.push_back("trying again soon");
   }
