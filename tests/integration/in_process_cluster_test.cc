@@ -103,8 +103,9 @@ class InProcessClusterTest : public ::testing::Test {
   void ExpectRefused(const std::vector<v1::WorkerMessage>& messages, absl::StatusCode code,
                      const std::string& why) {
     BoundedQueue<absl::Status> closed(1);
-    CoordinatorSession session(coordinator_->address(), {[](v1::CoordinatorMessage) {},
-                                                         [&](absl::Status status) { closed.Push(status); }});
+    CoordinatorSession session(
+        coordinator_->address(), nullptr,
+        {[](v1::CoordinatorMessage) {}, [&](absl::Status status) { closed.Push(status); }});
     for (const v1::WorkerMessage& message : messages) session.Send(message);
     const std::optional<absl::Status> status = closed.Pop(kPatience);
     ASSERT_TRUE(status.has_value());
@@ -354,11 +355,11 @@ TEST_F(InProcessClusterTest, RefusesAWorkerThatLoadedAnotherModel) {
   Start({5});
   BoundedQueue<absl::Status> closed(1);
   BoundedQueue<uint64_t> assigned(1);
-  CoordinatorSession session(coordinator_->address(), {[&](v1::CoordinatorMessage message) {
-                                                         if (message.has_assign())
-                                                           assigned.Push(message.assign().epoch());
-                                                       },
-                                                       [&](absl::Status status) { closed.Push(status); }});
+  CoordinatorSession session(coordinator_->address(), nullptr,
+                             {[&](v1::CoordinatorMessage message) {
+                                if (message.has_assign()) assigned.Push(message.assign().epoch());
+                              },
+                              [&](absl::Status status) { closed.Push(status); }});
   session.Send(MakeHello(""));
   const std::optional<uint64_t> epoch = assigned.Pop(kPatience);
   ASSERT_TRUE(epoch.has_value());
