@@ -7,6 +7,7 @@
 #include "absl/strings/str_join.h"
 #include "common/error_reason.h"
 #include "common/transport/secret.h"
+#include "coordinator/cluster/loading_progress.h"
 #include "coordinator/planner/stage_costs.h"
 
 namespace millrace {
@@ -418,19 +419,9 @@ std::string ClusterState::Detail() const {
       parts.push_back(misfit_.empty() ? "the workers measure how fast they are" : misfit_);
     }
   } else if (phase_ == Phase::kLoading || phase_ == Phase::kActivating) {
-    uint64_t done = 0, total = 0;
-    size_t reading = 0;
-    for (const WorkerId id : stages_) {
-      done += workers_.at(id).bytes_done;
-      total += workers_.at(id).bytes_total;
-      reading += workers_.at(id).bytes_total > 0 ? 1 : 0;
-    }
-    parts.push_back(total == 0 ? "loading"
-                               : absl::StrCat("loading, ", done * 100 / total, " % of the weights read"));
-    // The others have not told yet how much they will read.
-    if (total != 0 && reading < stages_.size()) {
-      absl::StrAppend(&parts.back(), " by ", reading, " of ", stages_.size(), " workers");
-    }
+    LoadingProgress progress;
+    for (const WorkerId id : stages_) progress.Add(workers_.at(id).bytes_done, workers_.at(id).bytes_total);
+    parts.push_back(progress.Text());
   } else if (phase_ == Phase::kPausing) {
     parts.push_back("trying again soon");
   }
