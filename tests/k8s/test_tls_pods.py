@@ -1,0 +1,79 @@
+"""The chart with `tls.mode: existingSecret`, run for real: who gets in, and a renewed certificate without a restart."""
+import base64
+import pathlib
+import re
+import sys
+
+import pytest
+from test_pods import IMAGE, PATIENCE, ROOT, check_golden_tokens, coordinator, pod_object, render, run_helm_test
+
+from pod_runner.cluster import Cluster, load
+
+sys.path.insert(0, str(ROOT / "tests" / "e2e"))
+import certificates  # noqa: E402
+
+NAME = "m-millrace"
+
+
+def secret(certificate):
+    files = {"tls.crt": certificate.cert, "tls.key": certificate.key, "ca.crt": certificate.ca}
+    return {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "m-tls"}, "type": "kubernetes.io/tls",
+            "data": {key: base64.b64encode(pathlib.Path(path).read_bytes()).decode() for key, path in files.items()}}
+
+
+@pytest.fixture(scope="module")
+def ca(tmp_path_factory):
+    return certificates.TestCa(tmp_path_factory.mktemp("pki") / "ca")
+
+
+@pytest.fixture(scope="module")
+def rendered(tmp_path_factory, real_model):
+    return load(render(tmp_path_factory.mktemp("chart"), real_model, tls={"mode": "existingSecret", "existingSecret": "m-tls"}))
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory, rendered, ca):
+    with Cluster(tmp_path_factory.mktemp("cluster"), image=lambda reference: IMAGE, backoff=1.0) as running:
+        running.apply([secret(ca.issue("first", hosts=f"DNS:{NAME}"))])
+        running.apply(rendered)
+        running.wait_rolled_out(PATIENCE)
+        yield running
+
+
+TRUST = {"pod": {"volumes": [{"name": "tls", "secret": {"secretName": "m-tls", "items": [{"key": "ca.crt", "path": "ca.crt"}]}}]},
+         "volumeMounts": [{"name": "tls", "mountPath": "/tls", "readOnly": True}]}
+
+
+def test_clients_that_trust_the_ca_are_served(cluster, rendered, golden):
+    check_golden_tokens(cluster, golden["capital"], flags=["--tls-ca=/tls/ca.crt", f"--tls-name={NAME}"], **TRUST)
+    run_helm_test(cluster, rendered)
+
+
+def test_plain_text_is_refused(cluster):
+    succeeded, output = cluster.run_pod(pod_object("plain", [
+        "millrace", "generate", f"--server={NAME}:50051", "--max-tokens=1", "--timeout=20s", "Hello"]))
+    assert not succeeded and output.strip(), output
+
+
+def serial(cluster, port):
+    """Of the certificate that the coordinator shows at a port, as a pod of its own release sees it."""
+    command = f"openssl s_client -connect 127.0.0.1:{port} </dev/null 2>/dev/null | openssl x509 -noout -serial"
+    _, output = cluster.execute(coordinator(cluster), ["/bin/sh", "-c", command])
+    found = re.search(r"serial=(\w+)", output)
+    return found.group(1) if found else ""
+
+
+def test_a_renewed_certificate_is_shown_without_a_restart(cluster, ca, golden):
+    before = {port: serial(cluster, port) for port in (50051, 50052)}
+    assert all(before.values())
+    cluster.apply([secret(ca.issue("second", hosts=f"DNS:{NAME}"))])
+    cluster.wait(lambda: all(serial(cluster, port) not in ("", before[port]) for port in before), "both ports show the new certificate")
+    check_golden_tokens(cluster, golden["capital"], flags=["--tls-ca=/tls/ca.crt", f"--tls-name={NAME}"], **TRUST)
+    assert cluster.rolled_out() and {life.restarts for pod in cluster.pod_list() for life in pod.lives} == {0}
+
+
+def test_drain_finds_its_way_by_tls(cluster):
+    pod = coordinator(cluster)
+    cluster.uninstall()
+    ended, = [event for event in cluster.happened(pod.name) if event.what == "preStop ended"]
+    assert ended.detail.startswith("exit code 0"), ended.detail
