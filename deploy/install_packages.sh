@@ -24,7 +24,7 @@ libabsl-dev               status, time, flags and strings
 libyaml-cpp-dev           configuration files
 libpcre2-dev              the split of text before tokenization
 prometheus-cpp-dev        metrics
-libssl-dev                random secrets and file fingerprints
+libssl-dev                TLS, random secrets and file fingerprints
 nlohmann-json3-dev        JSON of the command line tool
 openmpi-bin               mpirun
 libopenmpi-dev            millrace-mpi
@@ -40,6 +40,7 @@ libgmock-dev              unit tests
 clang-14                  thread-safety analysis and fuzzing
 clang-format-14           format
 libclang-rt-14-dev        sanitizer and fuzzer runtimes of clang
+openssl                   the certificates of tests, and of by-hand set-ups (docs/DEPLOY.md)
 curl                      the download of a model as the chart's pods do it
 iproute2                  network namespaces stand for hosts
 iptables                  Services and network policies of the tests' pods
