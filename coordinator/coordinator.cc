@@ -107,6 +107,7 @@ class Coordinator {
   void MakeFrontend();
   void MakeEngine();
   void MakeCluster();
+  void MakeModelSource();
   absl::StatusOr<CoordinatorAddresses> Listen();
   void AddClusterServices(grpc::ServerBuilder& builder);
   absl::Status BuildClusterServer(CoordinatorAddresses& addresses);
@@ -130,6 +131,7 @@ class Coordinator {
   std::unique_ptr<Frontend> frontend_;
   std::unique_ptr<Engine> engine_;
   std::unique_ptr<HopListener> listener_;
+  std::unique_ptr<ModelSource> model_source_;  // null: the model is not sent to workers
   std::unique_ptr<ClusterController> cluster_;
   std::unique_ptr<grpc::Server> cluster_server_;  // null if one server does both
   std::unique_ptr<grpc::Server> server_;
@@ -172,6 +174,7 @@ absl::Status Coordinator::Prepare() {
   ASSIGN_OR_RETURN(placement_, ChoosePlacement(options_, *model_.shape));
   MakeFrontend();
   MakeEngine();
+  if (options_.push_model) MakeModelSource();
   MakeCluster();
   return absl::OkStatus();
 }
@@ -224,6 +227,14 @@ void Coordinator::MakeEngine() {
   frontend_->SetEngine(engine_.get());
 }
 
+void Coordinator::MakeModelSource() {
+  const absl::Time begin = Clock::Steady().Now();
+  model_source_ = std::make_unique<ModelSource>(*model_.file, secret_);
+  LogInfo("hashed ", FormatBytes(model_.file->size_bytes()), " of the model in ",
+          absl::FormatDuration(absl::Trunc(Clock::Steady().Now() - begin, absl::Milliseconds(1))),
+          ": workers without the file will be sent what they need");
+}
+
 void Coordinator::MakeCluster() {
   listener_ = std::make_unique<HopListener>(secret_);
   ClusterControllerOptions cluster;
@@ -245,6 +256,7 @@ void Coordinator::MakeCluster() {
   char* absolute = realpath(options_.model.c_str(), nullptr);
   cluster.health = &health_;
   cluster.drain.replace_within = options_.replacement_wait;
+  cluster.model_source = model_source_.get();
   cluster.model_path = absolute == nullptr ? options_.model : absolute;
   free(absolute);
   cluster.max_rows = options_.max_rows;

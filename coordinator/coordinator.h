@@ -25,6 +25,7 @@ struct CoordinatorOptions {
   std::string metrics;         // host:port of Prometheus text; empty: none
   TlsOptions tls;              // under TLS, cluster_listen is another port than listen
   HealthFlags health;
+  bool push_model = false;  // send the model to workers that lack it
   std::string join_secret_file;
   std::string join_secret;  // used if there is no file
   std::string status_file;  // JSON with addresses and process id, written once it listens

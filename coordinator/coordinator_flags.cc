@@ -24,6 +24,10 @@ void CoordinatorFlags::Declare(OptionSet& set, bool with_join_secret) {
                     : "where workers join; default: loopback on one host, all interfaces on several");
   set.AddString("metrics", &options_.metrics, "HOST:PORT",
                 "answer Prometheus at http://HOST:PORT/metrics; port 0: any free one; default: off");
+  set.AddBool(
+      "push-model", &options_.push_model,
+      "send workers that do not have the model file what their stages need of it; reads the whole file "
+      "at the start");
   options_.health.Declare(set);
   tls_.DeclareServer(set, /*with_clients=*/true);
   under_mpi_ = !with_join_secret;

@@ -1,7 +1,6 @@
 #include "model/gguf_file.h"
 
 #include <fcntl.h>
-#include <openssl/evp.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -16,6 +15,7 @@
 #include "common/check.h"
 #include "common/status_macros.h"
 #include "model/gguf_parser.h"
+#include "model/sha256.h"
 
 namespace millrace {
 namespace {
@@ -92,28 +92,6 @@ absl::string_view KindOf(const GgufValue& value) {
   static_assert(std::size(kKinds) == std::variant_size_v<GgufValue>);
   return kKinds[value.index()];
 }
-
-class Sha256 {
- public:
-  Sha256() : context_(EVP_MD_CTX_new()) {
-    MILLRACE_CHECK(context_ != nullptr && EVP_DigestInit_ex(context_, EVP_sha256(), nullptr) == 1);
-  }
-  ~Sha256() { EVP_MD_CTX_free(context_); }
-  Sha256(const Sha256&) = delete;
-  Sha256& operator=(const Sha256&) = delete;
-
-  void Add(const void* data, size_t size) { MILLRACE_CHECK(EVP_DigestUpdate(context_, data, size) == 1); }
-
-  std::string Hex() {
-    unsigned char digest[EVP_MAX_MD_SIZE];
-    unsigned int size = 0;
-    MILLRACE_CHECK(EVP_DigestFinal_ex(context_, digest, &size) == 1);
-    return absl::BytesToHexString(absl::string_view(reinterpret_cast<const char*>(digest), size));
-  }
-
- private:
-  EVP_MD_CTX* context_;
-};
 
 }  // namespace
 
@@ -212,6 +190,12 @@ const std::string& GgufFile::path() const {
 uint64_t GgufFile::size_bytes() const {
   return contents_->bytes.size();
 }
+uint64_t GgufFile::header_bytes() const {
+  return contents_->parsed.header_bytes;
+}
+absl::Span<const uint8_t> GgufFile::bytes() const {
+  return contents_->bytes;
+}
 
 const GgufValue* GgufFile::Find(absl::string_view key) const {
   const auto found = contents_->parsed.metadata.find(key);
@@ -285,7 +269,7 @@ std::string GgufFile::Fingerprint() const {
   for (const TensorInfo& tensor : tensors()) {
     hash.Add(tensor.bytes.data(), std::min(tensor.bytes.size(), kFingerprintSampleBytes));
   }
-  return hash.Hex();
+  return HexOf(hash.Finish());
 }
 
 void GgufFile::Release(absl::Span<const uint8_t> bytes) const {

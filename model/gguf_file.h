@@ -70,6 +70,8 @@ class GgufFile {
 
   const std::string& path() const;
   uint64_t size_bytes() const;
+  uint64_t header_bytes() const;  // from the first byte to the end of the last tensor description
+  absl::Span<const uint8_t> bytes() const;
 
   const GgufValue* Find(absl::string_view key) const;  // null if absent
 

@@ -94,7 +94,8 @@ ClusterController::ClusterController(ClusterControllerOptions options, Engine* e
       service_({[this](std::shared_ptr<WorkerSession> session, v1::WorkerMessage message) {
                   events_.Push(WorkerSaid{std::move(session), std::move(message)});
                 },
-                [this](WorkerId worker) { events_.Push(WorkerGone{worker}); }}),
+                [this](WorkerId worker) { events_.Push(WorkerGone{worker}); }},
+               options_.model_source),
       state_(options_.cluster),
       drain_(options_.drain) {}
 
@@ -324,6 +325,9 @@ void ClusterController::Welcome(WorkerId worker) {
   v1::Welcome* welcome = message.mutable_welcome();
   welcome->set_worker_id(worker.value());
   welcome->set_model_path(options_.model_path);
+  if (options_.model_source != nullptr) {
+    welcome->set_manifest_sha256(options_.model_source->manifest_sha256());
+  }
   welcome->set_model_fingerprint(options_.cluster.model_fingerprint);
   welcome->set_heartbeat_millis(static_cast<uint32_t>(absl::ToInt64Milliseconds(options_.heartbeat)));
   Send(worker, std::move(message));

@@ -31,7 +31,8 @@ struct ClusterControllerOptions {
   uint32_t max_in_flight = 0;
   uint32_t block_tokens = 0;
   uint32_t context_tokens = 0;
-  HealthState* health = nullptr;  // outlives the controller; null: nobody asks whether the loop turns
+  ModelSource* model_source = nullptr;  // outlives the controller; null: the model is not sent to workers
+  HealthState* health = nullptr;        // outlives the controller; null: nobody asks whether the loop turns
   // Told of every change of state. Thread: cluster.
   std::function<void(PipelineState)> on_state;
 };

@@ -105,12 +105,23 @@ void WorkerSession::OnDone() {
   const std::shared_ptr<WorkerSession> last = std::move(self_);
 }
 
-ClusterService::ClusterService(WorkerSessionEvents events)
-    : events_(std::make_shared<const WorkerSessionEvents>(std::move(events))) {}
+ClusterService::ClusterService(WorkerSessionEvents events, ModelSource* model)
+    : events_(std::make_shared<const WorkerSessionEvents>(std::move(events))), model_(model) {}
 
 grpc::ServerBidiReactor<v1::WorkerMessage, v1::CoordinatorMessage>* ClusterService::Join(
     grpc::CallbackServerContext*) {
   return WorkerSession::Begin(WorkerId(next_id_.fetch_add(1)), events_).get();
+}
+
+grpc::ServerUnaryReactor* ClusterService::GetModelManifest(grpc::CallbackServerContext* context,
+                                                           const v1::ModelManifestRequest*,
+                                                           v1::ModelManifest* answer) {
+  return model_ == nullptr ? RefuseManifest(context) : model_->SendManifest(context, answer);
+}
+
+grpc::ServerWriteReactor<v1::ModelChunk>* ClusterService::FetchModel(grpc::CallbackServerContext* context,
+                                                                     const v1::FetchModelRequest* request) {
+  return model_ == nullptr ? RefuseChunks() : model_->SendChunks(context, *request);
 }
 
 }  // namespace millrace

@@ -11,6 +11,7 @@
 #include "common/clock_offset.h"
 #include "common/ids.h"
 #include "common/mutex.h"
+#include "coordinator/cluster/model_source.h"
 #include "grpcpp/grpcpp.h"
 #include "millrace/v1/cluster.grpc.pb.h"
 
@@ -67,12 +68,19 @@ class WorkerSession final : public grpc::ServerBidiReactor<v1::WorkerMessage, v1
 
 class ClusterService final : public v1::Cluster::CallbackService {
  public:
-  explicit ClusterService(WorkerSessionEvents events);
+  // `model` outlives this; null: the model is not sent.
+  ClusterService(WorkerSessionEvents events, ModelSource* model);
   grpc::ServerBidiReactor<v1::WorkerMessage, v1::CoordinatorMessage>* Join(
       grpc::CallbackServerContext* context) override;
+  grpc::ServerUnaryReactor* GetModelManifest(grpc::CallbackServerContext* context,
+                                             const v1::ModelManifestRequest* request,
+                                             v1::ModelManifest* answer) override;
+  grpc::ServerWriteReactor<v1::ModelChunk>* FetchModel(grpc::CallbackServerContext* context,
+                                                       const v1::FetchModelRequest* request) override;
 
  private:
   const std::shared_ptr<const WorkerSessionEvents> events_;
+  ModelSource* const model_;
   std::atomic<uint64_t> next_id_{1};
 };
 

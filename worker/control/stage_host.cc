@@ -18,6 +18,7 @@
 #include "worker/control/stage_messages.h"
 #include "worker/kv/kv_room.h"
 #include "worker/stage/shard_layout.h"
+#include "worker/stage/stage_bytes.h"
 #include "worker/stage/stage_model.h"
 #include "worker/stage/stage_profiler.h"
 
@@ -58,10 +59,36 @@ StageHost::~StageHost() {
 
 absl::Status StageHost::OpenModel(const std::string& path) {
   ASSIGN_OR_RETURN(std::unique_ptr<GgufFile> file, GgufFile::Open(path));
+  std::string fingerprint = file->Fingerprint();
+  RETURN_IF_ERROR(TakeFile(std::move(file)));
+  fingerprint_ = std::move(fingerprint);
+  return absl::OkStatus();
+}
+
+absl::Status StageHost::OpenFetchedModel(std::unique_ptr<ModelFetch> fetch) {
+  ASSIGN_OR_RETURN(std::unique_ptr<GgufFile> file, fetch->OpenFile());
+  RETURN_IF_ERROR(TakeFile(std::move(file)));
+  fingerprint_ = fetch->fingerprint();
+  fetch_ = std::move(fetch);
+  return absl::OkStatus();
+}
+
+absl::Status StageHost::TakeFile(std::unique_ptr<GgufFile> file) {
   ASSIGN_OR_RETURN(hyper_parameters_, ReadHyperParameters(*file));
-  fingerprint_ = file->Fingerprint();
   file_ = std::move(file);
   return absl::OkStatus();
+}
+
+// REQUIRES: no stage is loaded, whose weights would lie in the file that this may map anew.
+absl::Status StageHost::FetchLayers(const StageLayout& layout, uint32_t stage) {
+  if (fetch_ == nullptr) return absl::OkStatus();
+  ASSIGN_OR_RETURN(
+      const std::vector<ByteRange> ranges,
+      StageByteRanges(*file_, hyper_parameters_, layout, static_cast<uint32_t>(options_.backends.shards)));
+  ASSIGN_OR_RETURN(const bool fetched, fetch_->Need(absl::StrCat("stage ", stage), ranges));
+  if (!fetched) return absl::OkStatus();
+  ASSIGN_OR_RETURN(std::unique_ptr<GgufFile> file, fetch_->OpenFile());
+  return TakeFile(std::move(file));
 }
 
 absl::Status StageHost::CheckShards() const {
@@ -99,7 +126,12 @@ absl::StatusOr<WorkerProfile> StageHost::Measure(const v1::Measure& measure) {
     options.enough = kBriefProfileEnough;
     options.limit = kBriefProfileLimit;
   }
-  return MeasureProfile(*file_, hyper_parameters_, *devices_, options);
+  if (fetch_ == nullptr) return MeasureProfile(*file_, hyper_parameters_, *devices_, options);
+  // Layers come when they are assigned, which needs this measurement.
+  ASSIGN_OR_RETURN(const std::unique_ptr<StandInModel> stand_in,
+                   StandInModel::Create(*file_, hyper_parameters_, ProfiledLayout(*file_, hyper_parameters_),
+                                        static_cast<uint32_t>(options_.backends.shards)));
+  return MeasureProfile(stand_in->file(), hyper_parameters_, *devices_, options);
 }
 
 absl::Status StageHost::LoadLayers(const v1::Assign& assign) {
@@ -114,6 +146,7 @@ absl::Status StageHost::LoadLayers(const v1::Assign& assign) {
                     assign.max_context_tokens() == context_tokens_ && assign.block_tokens() == block_tokens_;
   if (same) return absl::OkStatus();
   stage_.reset();
+  RETURN_IF_ERROR(FetchLayers(layout, assign.stage()));
   StageModelOptions options{layout, assign.max_rows(), assign.max_context_tokens(), options_.on_progress};
   options.block_tokens = assign.block_tokens();
   options.kv_type = choice_.numeric.kv;

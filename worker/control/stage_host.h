@@ -18,6 +18,7 @@
 #include "model/gguf_file.h"
 #include "model/hyper_parameters.h"
 #include "worker/control/epoch_router.h"
+#include "worker/control/model_fetch.h"
 #include "worker/control/stage_backends.h"
 #include "worker/device/device.h"
 #include "worker/kv/kv_cache.h"
@@ -52,6 +53,9 @@ class StageHost {
 
   // Opens the model file. Errors as GgufFile::Open and ReadHyperParameters.
   absl::Status OpenModel(const std::string& path);
+  // The model is what the coordinator sends: layers are fetched when they are assigned. Errors as OpenModel
+  // and ModelFetch::OpenFile.
+  absl::Status OpenFetchedModel(std::unique_ptr<ModelFetch> fetch);
   // INVALID_ARGUMENT: the model cannot be cut into as many shards as there are backends. REQUIRES:
   // has_model().
   absl::Status CheckShards() const;
@@ -84,6 +88,8 @@ class StageHost {
   absl::Status ChooseBackends(const StageBackendChoice& choice);
   KvCache::Shape CacheShape(uint32_t blocks) const;
   void FillShards(v1::Loaded* loaded) const;
+  absl::Status TakeFile(std::unique_ptr<GgufFile> file);
+  absl::Status FetchLayers(const StageLayout& layout, uint32_t stage);
   absl::Status LoadLayers(const v1::Assign& assign);
   absl::StatusOr<uint64_t> KvBlocks(uint64_t transit_bytes) const;
   absl::Status ConnectNext();
@@ -93,6 +99,7 @@ class StageHost {
   absl::Status Emit(StageOutput output);
 
   const StageHostOptions options_;
+  std::unique_ptr<ModelFetch> fetch_;  // null: the file is whole
   std::unique_ptr<GgufFile> file_;
   HyperParameters hyper_parameters_;
   std::string fingerprint_;

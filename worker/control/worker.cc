@@ -28,6 +28,7 @@
 #include "grpcpp/grpcpp.h"
 #include "worker/control/backend_choice.h"
 #include "worker/control/coordinator_session.h"
+#include "worker/control/model_fetch.h"
 #include "worker/control/stage_host.h"
 
 namespace millrace {
@@ -65,6 +66,10 @@ class Worker {
   // Empty: go on. Otherwise the worker ends with that status.
   std::optional<absl::Status> Handle(v1::CoordinatorMessage message);
   absl::Status OnWelcome(const v1::Welcome& welcome);
+  absl::Status GetModel(const v1::Welcome& welcome);
+  absl::Status OpenModelAt(const v1::Welcome& welcome);
+  absl::Status FetchModel(const v1::Welcome& welcome);
+  void SendProgress(uint64_t done, uint64_t total);
   absl::Status OnMeasure(const v1::Measure& measure);
   void OnAssign(const v1::Assign& assign);
   void OnActivate(const v1::Activate& activate);
@@ -87,6 +92,7 @@ class Worker {
   EpochRouter router_;
   std::unique_ptr<HopListener> listener_;
   std::unique_ptr<grpc::Server> server_;
+  FetchInterrupter interrupter_;
   std::unique_ptr<StageHost> host_;
   std::unique_ptr<CoordinatorSession> session_;
   Mutex clock_mutex_;
@@ -149,17 +155,25 @@ absl::Status Worker::Prepare() {
     if (done < total && now - last < kProgressInterval) return;
     last = now;
     LogInfo("loading: ", FormatBytes(done), " of ", FormatBytes(total));
-    v1::WorkerMessage message;
-    message.mutable_load_progress()->set_epoch(epoch_);
-    message.mutable_load_progress()->set_bytes_done(done);
-    message.mutable_load_progress()->set_bytes_total(total);
-    session_->Send(std::move(message));
+    SendProgress(done, total);
   };
   host_ = std::make_unique<StageHost>(std::move(host));
   if (options_.model.empty()) return absl::OkStatus();
-  RETURN_IF_ERROR(host_->OpenModel(options_.model));
-  RETURN_IF_ERROR(host_->CheckShards());
-  return absl::OkStatus();
+  const absl::Status opened = host_->OpenModel(options_.model);
+  if (absl::IsNotFound(opened) && !options_.model_cache.empty()) {
+    LogInfo(opened.message(), "; the coordinator is asked for it");
+    return absl::OkStatus();
+  }
+  RETURN_IF_ERROR(opened);
+  return host_->CheckShards();
+}
+
+void Worker::SendProgress(uint64_t done, uint64_t total) {
+  v1::WorkerMessage message;
+  message.mutable_load_progress()->set_epoch(epoch_);
+  message.mutable_load_progress()->set_bytes_done(done);
+  message.mutable_load_progress()->set_bytes_total(total);
+  session_->Send(std::move(message));
 }
 
 absl::Status Worker::Listen() {
@@ -200,7 +214,10 @@ absl::Status Worker::Listen() {
 void Worker::OpenSession() {
   CoordinatorSessionCallbacks callbacks;
   callbacks.on_message = [this](v1::CoordinatorMessage message) { OnCoordinatorMessage(std::move(message)); };
-  callbacks.on_closed = [this](absl::Status status) { events_.Push(SessionClosed{std::move(status)}); };
+  callbacks.on_closed = [this](absl::Status status) {
+    interrupter_.Interrupt();
+    events_.Push(SessionClosed{std::move(status)});
+  };
   session_ = std::make_unique<CoordinatorSession>(options_.coordinator, credentials_, std::move(callbacks));
 }
 
@@ -282,25 +299,55 @@ void Worker::Beat(absl::Duration interval) {
   }
 }
 
+absl::Status Worker::OpenModelAt(const v1::Welcome& welcome) {
+  const absl::Status status = host_->OpenModel(welcome.model_path());
+  if (!status.ok()) {
+    return absl::Status(status.code(),
+                        absl::StrCat(status.message(),
+                                     " (the coordinator's path; give this host's with --model, "
+                                     "or have it sent by --push-model of the coordinator)"));
+  }
+  if (host_->fingerprint() == welcome.model_fingerprint()) return absl::OkStatus();
+  return absl::FailedPreconditionError(absl::StrCat(
+      welcome.model_path(), " on this host is another model than the coordinator's: fingerprint ",
+      host_->fingerprint(), ", expected ", welcome.model_fingerprint()));
+}
+
+absl::Status Worker::FetchModel(const v1::Welcome& welcome) {
+  ModelFetchOptions fetch;
+  fetch.coordinator_address = options_.coordinator;
+  fetch.secret = secret_;
+  fetch.credentials = credentials_;
+  fetch.manifest_sha256 = welcome.manifest_sha256();
+  fetch.fingerprint = welcome.model_fingerprint();
+  fetch.folder = options_.model_cache.empty() ? DefaultModelCache() : options_.model_cache;
+  fetch.interrupter = &interrupter_;
+  fetch.on_turn = [this] { turns_.Tick(); };
+  fetch.on_progress = [this](uint64_t done, uint64_t total) { SendProgress(done, total); };
+  ASSIGN_OR_RETURN(std::unique_ptr<ModelFetch> model, ModelFetch::Open(std::move(fetch)));
+  return host_->OpenFetchedModel(std::move(model));
+}
+
+absl::Status Worker::GetModel(const v1::Welcome& welcome) {
+  const bool offered = !welcome.manifest_sha256().empty();
+  if (!offered || options_.model_cache.empty()) {
+    const absl::Status here = OpenModelAt(welcome);
+    if (here.ok() || !offered) return here;
+    LogInfo(welcome.model_path(), " cannot be used on this host; the coordinator sends what is needed");
+  }
+  return FetchModel(welcome);
+}
+
 absl::Status Worker::OnWelcome(const v1::Welcome& welcome) {
   SetLogName(
       absl::StrCat(options_.log_name, options_.log_name.empty() ? "" : ", ", "worker ", welcome.worker_id()));
+  // Beats begin first: a model that is sent may take longer than the coordinator waits in silence.
+  StartHeartbeats(absl::Milliseconds(std::max(welcome.heartbeat_millis(), 10u)));
   if (!host_->has_model()) {
-    const absl::Status status = host_->OpenModel(welcome.model_path());
-    if (!status.ok()) {
-      return absl::Status(
-          status.code(),
-          absl::StrCat(status.message(), " (the coordinator's path; give this host's with --model)"));
-    }
-    if (host_->fingerprint() != welcome.model_fingerprint()) {
-      return absl::FailedPreconditionError(absl::StrCat(
-          welcome.model_path(), " on this host is another model than the coordinator's: fingerprint ",
-          host_->fingerprint(), ", expected ", welcome.model_fingerprint()));
-    }
+    RETURN_IF_ERROR(GetModel(welcome));
     RETURN_IF_ERROR(host_->CheckShards());
   }
   LogInfo("joined ", options_.coordinator, " as worker ", welcome.worker_id());
-  StartHeartbeats(absl::Milliseconds(std::max(welcome.heartbeat_millis(), 10u)));
   return absl::OkStatus();
 }
 
@@ -403,6 +450,7 @@ absl::Status Worker::Run() {
   std::atomic<bool> stop{false};
   SignalWatcher signals([&](int) {
     stop = true;
+    interrupter_.Interrupt();
     events_.Push(StopRequested{});
   });
   RETURN_IF_ERROR(ServeHealth());

@@ -20,7 +20,8 @@ struct WorkerOptions {
   std::string coordinator;  // host:port
   std::string listen;       // host:port; empty: the address towards the coordinator, any port
   std::string advertise;    // host other workers use; empty: the listening one
-  std::string model;        // empty: the coordinator's path
+  std::string model;        // empty: the coordinator's path, or what it sends
+  std::string model_cache;  // folder for what the coordinator sends; empty: DefaultModelCache
   std::optional<uint32_t> stage;
   TlsOptions tls;
   HealthFlags health;

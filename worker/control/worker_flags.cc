@@ -53,6 +53,11 @@ void WorkerFlags::DeclareLocal(OptionSet& set) {
       "auto: measure how fast this worker is, so that layers are placed by time; off: by their size");
   set.AddString("unix-sockets", &options.unix_sockets, "auto|off",
                 "auto: hops between processes of one host go by Unix sockets; off: all by TCP");
+  set.AddString(
+      "model-cache", &options.model_cache, "DIR",
+      "where a worker without the model file keeps what a coordinator with --push-model sends it; "
+      "default: millrace/models under XDG_CACHE_HOME or ~/.cache; if given, it is used even where the "
+      "coordinator's path exists");
   set.AddDuration("join-timeout", &options.join_timeout,
                   "how long a worker waits for the coordinator to answer");
 }
@@ -66,7 +71,7 @@ void WorkerFlags::DeclareJoin(OptionSet& set) {
   set.AddString("advertise", &options.advertise, "HOST",
                 "the name or address other workers use for this host; default: the one listened on");
   set.AddString("model", &options.model, "PATH",
-                "the model file on this host; default: the coordinator's path");
+                "the model file on this host; default: the coordinator's path, or what it sends");
   set.AddInt("stage", &stage, -1, 1 << 20, "the stage to hold; -1: the first that is free");
   options.health.Declare(set);
   tls.DeclareServer(set, /*with_clients=*/false);

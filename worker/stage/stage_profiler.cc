@@ -105,11 +105,8 @@ absl::Status Profiler::Prepare(const GgufFile& file) {
     return absl::InvalidArgumentError("profile: rows and context must be at least 1");
   }
   ChooseSizes();
-  // As many layers as do not fit in the caches together.
-  const uint64_t layer_bytes = std::max<uint64_t>(1, StageWeightBytes(file, 0, 1, false, false));
-  num_layers_ =
-      static_cast<uint32_t>(std::clamp<uint64_t>(kCacheBytes / layer_bytes + 1, 1, shape_.num_layers));
-  const StageLayout layout{shape_.num_layers - num_layers_, num_layers_, false, true};
+  const StageLayout layout = ProfiledLayout(file, shape_);
+  num_layers_ = layout.num_layers;
   StageModelOptions stage{layout, rows_, far_context_ + chunk_};
   stage.block_tokens = options_.block_tokens;
   stage.kv_type = options_.kv_type;
@@ -248,6 +245,14 @@ absl::StatusOr<WorkerProfile> Profiler::Measure() {
 }
 
 }  // namespace
+
+// As many layers as do not fit in the caches together.
+StageLayout ProfiledLayout(const GgufFile& file, const HyperParameters& hyper_parameters) {
+  const uint64_t layer_bytes = std::max<uint64_t>(1, StageWeightBytes(file, 0, 1, false, false));
+  const auto num_layers = static_cast<uint32_t>(
+      std::clamp<uint64_t>(kCacheBytes / layer_bytes + 1, 1, hyper_parameters.num_layers));
+  return {hyper_parameters.num_layers - num_layers, num_layers, false, true};
+}
 
 absl::StatusOr<WorkerProfile> MeasureProfile(const GgufFile& file, const HyperParameters& hyper_parameters,
                                              DeviceGroup& devices, const StageProfilerOptions& options) {

@@ -10,6 +10,7 @@
 #include "model/gguf_file.h"
 #include "model/hyper_parameters.h"
 #include "worker/device/device.h"
+#include "worker/stage/stage_layout.h"
 
 namespace millrace {
 
@@ -29,6 +30,11 @@ struct StageProfilerOptions {
 inline constexpr absl::Duration kBriefProfileEnough = absl::Milliseconds(50);
 inline constexpr absl::Duration kBriefProfileLimit = absl::Milliseconds(150);
 
+inline constexpr int kProfileRounds = 9;
+
+// The part of the model that MeasureProfile reads.
+StageLayout ProfiledLayout(const GgufFile& file, const HyperParameters& hyper_parameters);
+
 // One transformer layer as decodes of 1, 2, 4, ... 128 rows at the start of their contexts and of a few rows
 // further on, as prefill chunks at both places, and the output head: the median of up to kProfileRounds
 // rounds each, in CPU time of the calling thread (shard 0), so that other processes do not make this worker
@@ -41,7 +47,6 @@ inline constexpr absl::Duration kBriefProfileLimit = absl::Milliseconds(150);
 //
 // Thread: any, one that computes nothing else. INVALID_ARGUMENT: max_rows or context_tokens is 0, a bad block
 // size, more devices (shards) than the model can be cut into. RESOURCE_EXHAUSTED: not enough memory.
-inline constexpr int kProfileRounds = 9;
 absl::StatusOr<WorkerProfile> MeasureProfile(const GgufFile& file, const HyperParameters& hyper_parameters,
                                              DeviceGroup& devices, const StageProfilerOptions& options);
 

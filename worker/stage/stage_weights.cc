@@ -70,21 +70,21 @@ kernels::WeightMatrix Columns(const TensorInfo* tensor, const ShardRange& range,
   return matrix;
 }
 
-std::vector<float> Floats(const TensorInfo* tensor) {
+FloatTensor Floats(const TensorInfo* tensor) {
   MILLRACE_CHECK(tensor != nullptr && tensor->type == TensorType::kF32);
   std::vector<float> floats(tensor->bytes.size() / sizeof(float));
   std::memcpy(floats.data(), tensor->bytes.data(), floats.size() * sizeof(float));
-  return floats;
+  return FloatTensor(std::move(floats), tensor->bytes);
 }
 
 LayerWeights ReadLayer(const LayerTensors& tensors, const ShardSlice& slice, uint32_t head_size) {
   LayerWeights layer;
-  layer.attn_norm = FloatTensor(Floats(tensors.attn_norm));
+  layer.attn_norm = Floats(tensors.attn_norm);
   layer.attn_q = Rows(tensors.attn_q, slice.heads, head_size);
   layer.attn_k = Rows(tensors.attn_k, slice.kv_heads, head_size);
   layer.attn_v = Rows(tensors.attn_v, slice.kv_heads, head_size);
   layer.attn_output = Columns(tensors.attn_output, slice.heads, head_size);
-  layer.ffn_norm = FloatTensor(Floats(tensors.ffn_norm));
+  layer.ffn_norm = Floats(tensors.ffn_norm);
   layer.ffn_gate = Rows(tensors.ffn_gate, slice.ffn, 1);
   layer.ffn_up = Rows(tensors.ffn_up, slice.ffn, 1);
   layer.ffn_down = Columns(tensors.ffn_down, slice.ffn, 1);
@@ -110,7 +110,7 @@ StageWeights ViewStageWeights(const GgufFile& file, const HyperParameters& hyper
   if (ends.rope_freqs != nullptr) weights.rope_freqs = Floats(ends.rope_freqs);
   if (layout.first) weights.token_embedding = Matrix(ends.token_embedding);
   if (layout.last) {
-    weights.output_norm = FloatTensor(Floats(ends.output_norm));
+    weights.output_norm = Floats(ends.output_norm);
     weights.output = Rows(ends.output, slice.vocabulary, 1);
   }
   return weights;
@@ -139,11 +139,24 @@ std::vector<FloatTensor*> StageWeights::Norms() {
 }
 
 uint64_t StageWeights::copied_bytes() const {
-  uint64_t floats = output_norm.values.size() + rope_freqs.size();
+  uint64_t floats = output_norm.values.size() + rope_freqs.values.size();
   for (const LayerWeights& layer : layers) {
     floats += layer.attn_norm.values.size() + layer.ffn_norm.values.size();
   }
   return floats * sizeof(float);
+}
+
+std::vector<absl::Span<const uint8_t>> StageWeights::FileViews() {
+  std::vector<absl::Span<const uint8_t>> views;
+  for (const kernels::WeightMatrix* matrix : Matrices()) views.push_back(FileView(*matrix));
+  if (token_embedding.rows != 0) views.push_back(FileView(token_embedding));
+  for (const FloatTensor* norm : Norms()) views.push_back(norm->in_file);
+  if (!rope_freqs.in_file.empty()) views.push_back(rope_freqs.in_file);
+  return views;
+}
+
+absl::Span<const uint8_t> FileView(const kernels::WeightMatrix& matrix) {
+  return {matrix.data, (matrix.rows - 1) * matrix.row_bytes + FileBytes(matrix) / matrix.rows};
 }
 
 uint64_t FileBytes(const kernels::WeightMatrix& matrix) {

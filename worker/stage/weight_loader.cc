@@ -22,10 +22,6 @@ bool LiesIn(const kernels::WeightMatrix& inner, const kernels::WeightMatrix& out
   return inner.data >= outer.data && inner.data < outer.data + outer.rows * outer.row_bytes;
 }
 
-absl::Span<const uint8_t> BytesOf(const kernels::WeightMatrix& matrix) {
-  return {matrix.data, (matrix.rows - 1) * matrix.row_bytes + FileBytes(matrix) / matrix.rows};
-}
-
 }  // namespace
 
 WeightLoader::WeightLoader(const GgufFile& file, std::vector<ShardToLoad> shards,
@@ -107,7 +103,7 @@ void WeightLoader::Done(size_t shard, uint64_t bytes) {
 void WeightLoader::Finish() {
   const kernels::WeightMatrix& embedding = shards_.front().weights->token_embedding;
   for (const kernels::WeightMatrix& view : packed_views_) {
-    if (embedding.rows == 0 || !LiesIn(view, embedding)) file_.Release(BytesOf(view));
+    if (embedding.rows == 0 || !LiesIn(view, embedding)) file_.Release(FileView(view));
   }
   if (progress_) progress_(total_, total_);
 }
