@@ -398,15 +398,18 @@ std::optional<absl::Status> Worker::Handle(v1::CoordinatorMessage message) {
   switch (message.message_case()) {
     case v1::CoordinatorMessage::kWelcome: {
       const absl::Status status = OnWelcome(message.welcome());
-      if (!status.ok()) return status;
+      // What interrupted it comes as an event, and says more.
+      if (!status.ok() && !interrupter_.interrupted()) return status;
       break;
     }
     case v1::CoordinatorMessage::kMeasure: {
+      if (!host_->has_model() && interrupter_.interrupted()) break;
       const absl::Status status = OnMeasure(message.measure());
       if (!status.ok()) return status;
       break;
     }
     case v1::CoordinatorMessage::kAssign:
+      if (!host_->has_model() && interrupter_.interrupted()) break;
       if (!host_->has_model())
         return absl::InternalError("the coordinator assigned a stage before its welcome");
       OnAssign(message.assign());

@@ -73,7 +73,8 @@ TEST_F(ModelCacheTest, KeepsChunksAcrossProcesses) {
   struct stat state = {};
   ASSERT_EQ(stat(path.c_str(), &state), 0);
   EXPECT_EQ(static_cast<uint64_t>(state.st_size), manifest_.file_bytes);
-  EXPECT_LT(static_cast<uint64_t>(state.st_blocks) * 512, manifest_.file_bytes / 2) << "the file is not sparse";
+  EXPECT_LT(static_cast<uint64_t>(state.st_blocks) * 512, manifest_.file_bytes / 2)
+      << "the file is not sparse";
   EXPECT_EQ(state.st_mode & 0777, 0600u);
 }
 
@@ -98,7 +99,8 @@ TEST_F(ModelCacheTest, RefusesDamagedChunks) {
   const std::unique_ptr<ModelCache> cache = Open();
   const absl::Status wrong = cache->Store(1, Data(0));
   EXPECT_EQ(wrong.code(), absl::StatusCode::kDataLoss);
-  EXPECT_THAT(std::string(wrong.message()), HasSubstr("chunk 1 of the model (bytes 1000 to 1999) came damaged"));
+  EXPECT_THAT(std::string(wrong.message()),
+              HasSubstr("chunk 1 of the model (bytes 1000 to 1999) came damaged"));
   EXPECT_EQ(cache->Store(1, Data(1).substr(1)).code(), absl::StatusCode::kDataLoss);
   EXPECT_FALSE(cache->Has(1));
 }
