@@ -7,6 +7,7 @@ import gguf
 import grpc
 import pytest
 
+import certificates
 import harness
 
 LAYERS = 30
@@ -52,12 +53,12 @@ def caches(tmp_path_factory):
 
 @pytest.fixture
 def start_pushing(real_model, logs):
-    """start_pushing(layers, folders): a cluster whose workers have nothing but their caches."""
+    """start_pushing(layers, folders, tls=None): a cluster whose workers have nothing but their caches."""
     clusters = []
 
-    def start(layers, folders):
+    def start(layers, folders, tls=None):
         clusters.append(harness.Cluster(
-            real_model, logs, stages=2, layers=layers, coordinator=["--push-model", "--activations", "f32"],
+            real_model, logs, stages=2, layers=layers, tls=tls, coordinator=["--push-model", "--activations", "f32"],
             each_worker=[["--model-cache", folder] for folder in folders]))
         return clusters[-1]
     yield start
@@ -139,8 +140,8 @@ def test_workers_get_what_their_stages_need(start_pushing, parts, caches, golden
     assert_golden(cluster, golden)
     cluster.stop()
 
-    # Other layers: only what is missing comes.
-    cluster = start_pushing([18, 12], [caches / "a", caches / "b"])
+    # Other layers, by TLS: only what is missing comes.
+    cluster = start_pushing([18, 12], [caches / "a", caches / "b"], certificates.TestCa(caches / "pki").issue("node"))
     assert fetched(cluster.workers[0]) == parts.bytes(parts.of_stage(0, 18) - parts.of_stage(0, 15))
     assert fetched(cluster.workers[1]) == 0
     assert_golden(cluster, golden)
