@@ -152,6 +152,7 @@ int Preflight(const MpiFlags& flags, const CoordinatorOptions& options) {
   PreflightTask task;
   task.ranks = *ranks;
   task.model = options.model;
+  task.model_is_sent = options.push_model;
   task.layers = options.layers;
   const bool default_stages = flags.coordinator.stages == 0 && options.layers.empty();
   task.stages = default_stages ? std::max(1u, ranks->size - 1) : options.stages;

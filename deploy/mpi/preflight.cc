@@ -197,12 +197,13 @@ std::string PreflightReport(const PreflightTask& task) {
     std::replace(line.begin(), line.end(), '\n', ' ');
     absl::StrAppend(&report, "problem ", line, "\n");
   };
+  const bool needs_model = !task.model_is_sent || task.ranks.first == 0;
   if (const auto file = GgufFile::Open(task.model); file.ok()) {
-    absl::StrAppend(&report, "fingerprint ", (*file)->Fingerprint(), "\n");
+    if (needs_model) absl::StrAppend(&report, "fingerprint ", (*file)->Fingerprint(), "\n");
     if (task.host_memory) {
       if (const std::string problem = MemoryProblem(task); !problem.empty()) add_problem(problem);
     }
-  } else {
+  } else if (needs_model) {
     add_problem(file.status().message());
   }
   if (!task.interface.empty()) {

@@ -24,6 +24,7 @@ absl::StatusOr<RankRange> ParseRankRange(absl::string_view text);
 struct PreflightTask {
   RankRange ranks;
   std::string model;
+  bool model_is_sent = false;  // to hosts that lack it, by --push-model; then only rank 0's host needs it
   uint32_t stages = 1;
   std::vector<int64_t> layers;       // of each stage, if they were named
   std::vector<std::string> listens;  // host:port that rank 0 opens; port 0 needs no check

@@ -18,6 +18,7 @@ namespace millrace {
 namespace {
 
 using ::testing::AllOf;
+using ::testing::Contains;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
@@ -154,7 +155,7 @@ TEST(PreflightReportTest, IsOneThatIsUnderstood) {
   task.interface = "240.1.2.0/24";
   const absl::Time before = absl::Now();
   HostAnswer answer{"h", before, before, 0, absl::StrSplit(PreflightReport(task), '\n')};
-  answer.ended = absl::Now();
+  answer.ended = before + absl::Minutes(1);
   EXPECT_THAT(JudgeHosts({answer}).failures,
               ElementsAre(HasSubstr("/no/such/model.gguf"), HasSubstr("no IPv4 address inside 240.1.2.0/24"),
                           HasSubstr(absl::StrCat("cannot listen on ", taken, ": Address already in use")),
@@ -162,9 +163,15 @@ TEST(PreflightReportTest, IsOneThatIsUnderstood) {
   // Only rank 0 listens there.
   task.ranks = {1, 1, 2};
   answer.output = absl::StrSplit(PreflightReport(task), '\n');
-  for (const std::string& failure : JudgeHosts({answer}).failures) {
-    EXPECT_THAT(failure, Not(HasSubstr("cannot listen")));
-  }
+  EXPECT_THAT(JudgeHosts({answer}).failures, Not(Contains(HasSubstr("cannot listen"))));
+  EXPECT_THAT(JudgeHosts({answer}).failures, Contains(HasSubstr("/no/such/model.gguf")));
+  // Unless it is sent there.
+  task.model_is_sent = true;
+  answer.output = absl::StrSplit(PreflightReport(task), '\n');
+  EXPECT_THAT(JudgeHosts({answer}).failures, Not(Contains(HasSubstr("/no/such/model.gguf"))));
+  task.ranks = {0, 1, 2};
+  answer.output = absl::StrSplit(PreflightReport(task), '\n');
+  EXPECT_THAT(JudgeHosts({answer}).failures, Contains(HasSubstr("/no/such/model.gguf")));
   close(fd);
 }
 
