@@ -52,6 +52,8 @@ class Simulation {
   void BeginLikeAnEarlierOne(SequenceRequest* request);
   void Arrive();
   void LoseRing();
+  void LeaveRing();
+  void Release();
   void StartRing();
   absl::Status TakeActions();
   void MaybeStop(SequenceId id);
@@ -70,6 +72,7 @@ class Simulation {
   Scheduler scheduler_;
   SimulatedClients clients_;
   std::unique_ptr<SimulatedRing> ring_;
+  bool leave_when_quiet_ = false;
   std::multimap<absl::Time, std::function<void()>> events_;
   absl::Time now_ = absl::UnixEpoch();
   absl::Duration arrival_gap_;
@@ -91,7 +94,16 @@ Simulation::Simulation(uint64_t seed, const DeliberateFault* fault)
   long_percent_ = static_cast<uint32_t>(OneOf({0, 20, 80}));
   StartRing();
   At(now_, [this] { Arrive(); });
-  if (Chance(25)) At(now_ + absl::Milliseconds(Random(300)), [this] { LoseRing(); });
+  if (Chance(25)) {
+    At(now_ + absl::Milliseconds(Random(300)), [this] { LoseRing(); });
+  } else if (Chance(30)) {
+    At(now_ + absl::Milliseconds(Random(300)), [this] {
+      clients_.OnHold();
+      scheduler_.Hold();
+      leave_when_quiet_ = Chance(80);
+      if (!leave_when_quiet_) At(now_ + absl::Microseconds(Random(50000)), [this] { LeaveRing(); });
+    });
+  }
 }
 
 SchedulerOptions Simulation::MakeOptions() {
@@ -200,6 +212,22 @@ void Simulation::LoseRing() {
   At(now_ + absl::Microseconds(Random(20000)), [this] { StartRing(); });
 }
 
+// As planned: requests are held. The next ring comes, most often before they are given up.
+void Simulation::LeaveRing() {
+  ring_.reset();
+  clients_.OnRingLost();
+  scheduler_.OnRingLost(absl::UnavailableError("worker 2, stage 1, left"), now_);
+  const absl::Duration until_ring = absl::Microseconds(Random(50000));
+  At(now_ + until_ring, [this] { StartRing(); });
+  At(now_ + (Chance(20) ? until_ring / 2 : until_ring + absl::Microseconds(Random(5000))),
+     [this] { Release(); });
+}
+
+void Simulation::Release() {
+  clients_.OnRelease();
+  scheduler_.Release(absl::UnavailableError("no worker came"), now_);
+}
+
 // A stop string is found by another thread: the call comes a little later.
 void Simulation::MaybeStop(SequenceId id) {
   if (Random(200) != 0) return;
@@ -290,6 +318,10 @@ absl::Status Simulation::Run() {
       RETURN_IF_ERROR(StepRing());
     }
     RETURN_IF_ERROR(Settle());
+    if (leave_when_quiet_ && scheduler_.load().begun() == 0) {
+      leave_when_quiet_ = false;
+      At(now_, [this] { LeaveRing(); });
+    }
   }
   if (!clients_.live().empty() || !scheduler_.idle()) return absl::InternalError("something never ends");
   if (scheduler_.load().blocks_used != 0) return absl::InternalError("blocks are leaked");

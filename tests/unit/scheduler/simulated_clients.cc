@@ -39,10 +39,26 @@ void SimulatedClients::OnRingReady(const RingShape& shape) {
   last_microbatch_ = 0;
   short_until_ = 0;
   oldest_ = oldest_prefill_ = Place();
+  for (auto& [id, client] : live_) {
+    if (client.request.prompt.size() + 1 > uint64_t{shape.num_blocks} * shape.block_tokens) {
+      client.must_end_with = absl::StatusCode::kResourceExhausted;
+    } else {
+      Foresee(&client);
+    }
+  }
+}
+
+void SimulatedClients::OnRelease() {
+  for (auto& [id, client] : live_) {
+    if (Held(client) && !ring_) client.must_end_with = absl::StatusCode::kUnavailable;
+  }
+  holding_ = false;
 }
 
 void SimulatedClients::OnRingLost() {
-  for (auto& [id, client] : live_) client.must_end_with = absl::StatusCode::kUnavailable;
+  for (auto& [id, client] : live_) {
+    if (!Held(client)) client.must_end_with = absl::StatusCode::kUnavailable;
+  }
   in_flight_.clear();
   ring_.reset();
 }
@@ -50,9 +66,10 @@ void SimulatedClients::OnRingLost() {
 absl::StatusCode SimulatedClients::Refusal(const SequenceRequest& request, uint32_t waiting,
                                            absl::Time now) const {
   if (request.prompt.size() >= options_.context_tokens) return absl::StatusCode::kInvalidArgument;
-  if (!ring_) return absl::StatusCode::kUnavailable;
-  const uint64_t room = uint64_t{ring_->num_blocks} * ring_->block_tokens;
-  if (request.prompt.size() + 1 > room) return absl::StatusCode::kResourceExhausted;
+  if (!ring_ && !holding_) return absl::StatusCode::kUnavailable;
+  if (ring_ && request.prompt.size() + 1 > uint64_t{ring_->num_blocks} * ring_->block_tokens) {
+    return absl::StatusCode::kResourceExhausted;
+  }
   if (waiting >= options_.max_waiting_sequences) return absl::StatusCode::kResourceExhausted;
   if (request.deadline <= now) return absl::StatusCode::kDeadlineExceeded;
   return absl::StatusCode::kOk;
@@ -64,13 +81,18 @@ void SimulatedClients::Add(const SequenceRequest& request, uint32_t waiting, abs
   client.arrived = now;
   client.must_end_with = Refusal(request, waiting, now);
   client.active_microbatch = last_microbatch_;
-  if (client.must_end_with == absl::StatusCode::kOk) {
-    const uint64_t room =
-        std::min<uint64_t>(options_.context_tokens, uint64_t{ring_->num_blocks} * ring_->block_tokens);
-    const uint64_t max_tokens = std::min<uint64_t>(request.max_tokens, room - request.prompt.size());
-    client.outcome = ToyGenerate(request, static_cast<uint32_t>(max_tokens), options_.end_tokens);
-  }
+  client.most_tokens = request.max_tokens;
+  if (client.must_end_with == absl::StatusCode::kOk) Foresee(&client);
   live_.emplace(request.id, std::move(client));
+}
+
+// Once cut to a small ring, its answer stays so on a larger one.
+void SimulatedClients::Foresee(SimulatedClient* client) const {
+  uint64_t room = options_.context_tokens;
+  if (ring_) room = std::min(room, uint64_t{ring_->num_blocks} * ring_->block_tokens);
+  client->most_tokens = std::min<uint64_t>(client->most_tokens, room - client->request.prompt.size());
+  client->outcome =
+      ToyGenerate(client->request, static_cast<uint32_t>(client->most_tokens), options_.end_tokens);
 }
 
 void SimulatedClients::Expect(SequenceId id, absl::StatusCode code) {
@@ -319,7 +341,8 @@ absl::Status SimulatedClients::CheckEnds() const {
 }
 
 absl::Status SimulatedClients::CheckProgress(const SchedulerLoad& load) {
-  if (!ring_ || live_.empty()) return absl::OkStatus();
+  const auto held = [this](const auto& entry) { return Held(entry.second); };
+  if (!ring_ || std::all_of(live_.begin(), live_.end(), held)) return absl::OkStatus();
   if (in_flight_.empty()) return absl::InternalError("deadlock: nothing in flight while sequences live");
   most_running_ = std::max(most_running_, load.running);
   // The oldest of those that have started: one that came later and is more urgent waits for room.

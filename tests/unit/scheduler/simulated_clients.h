@@ -18,6 +18,7 @@ namespace millrace::testing {
 
 struct SimulatedClient {
   SequenceRequest request;
+  uint64_t most_tokens = 0;
   ToyOutcome outcome;  // what it must give if nothing cuts it short
   absl::Time arrived;
   absl::Time first_planned = absl::InfiniteFuture();
@@ -45,6 +46,8 @@ class SimulatedClients {
 
   void OnRingReady(const RingShape& shape);
   void OnRingLost();
+  void OnHold() { holding_ = true; }
+  void OnRelease();
 
   // Registers a request before it is given to the scheduler. `waiting`: how many wait.
   void Add(const SequenceRequest& request, uint32_t waiting, absl::Time now);
@@ -86,8 +89,15 @@ class SimulatedClients {
   absl::Status CheckTimings(const SequenceFinished& finished, const SimulatedClient& client,
                             absl::Time now) const;
 
+  bool Held(const SimulatedClient& client) const {
+    return holding_ && client.first_planned == absl::InfiniteFuture();
+  }
+  // What it must give on this ring, or on any if there is none.
+  void Foresee(SimulatedClient* client) const;
+
   const SchedulerOptions options_;
   std::optional<RingShape> ring_;
+  bool holding_ = false;
   Live live_;  // ids are given in order of arrival
   std::map<MicrobatchId, std::vector<SequenceId>> in_flight_;
   uint64_t last_microbatch_ = 0;
