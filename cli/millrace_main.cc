@@ -6,6 +6,7 @@
 #include "cli/client.h"
 #include "common/log.h"
 #include "common/options.h"
+#include "common/process.h"
 
 namespace {
 
@@ -27,7 +28,8 @@ constexpr Command kCommands[] = {
 };
 
 void PrintUsage(std::FILE* out) {
-  std::fputs("usage: millrace COMMAND [options]\n\nTalks to a Millrace cluster.\n\n", out);
+  std::fputs("usage: millrace [--die-with-parent] COMMAND [options]\n\nTalks to a Millrace cluster.\n\n",
+             out);
   for (const Command& command : kCommands) std::fprintf(out, "  %-10s %s\n", command.name, command.help);
   std::fputs("\nmillrace COMMAND --help tells the options of each.\n", out);
 }
@@ -36,7 +38,11 @@ void PrintUsage(std::FILE* out) {
 
 int main(int argc, char** argv) {
   millrace::SetLogName("millrace");
-  const std::vector<std::string> args(argv + 1, argv + argc);
+  std::vector<std::string> args(argv + 1, argv + argc);
+  if (!args.empty() && args[0] == "--die-with-parent") {
+    millrace::DieWithParent();
+    args.erase(args.begin());
+  }
   if (args.empty()) {
     PrintUsage(stderr);
     return millrace::kExitUsage;

@@ -78,5 +78,6 @@ inline constexpr int kExitOk = 0;
 inline constexpr int kExitFailure = 1;
 inline constexpr int kExitUsage = 2;
 inline constexpr int kExitDeviceLost = 3;  // a GPU, or what joins GPUs, failed or hung: a worker's watchdog
+inline constexpr int kExitCoordinatorLost = 4;  // a worker's coordinator is gone, or silent for too long
 
 }  // namespace millrace

@@ -5,12 +5,14 @@
 #include <sched.h>
 #include <signal.h>
 #include <sys/eventfd.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <time.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <fstream>
@@ -22,6 +24,12 @@
 
 namespace millrace {
 namespace {
+
+// A SIGTERM for the parent's sake gives no longer to finish.
+constexpr int kOrphanMillis = 4500;
+
+const pid_t kParentAtStart = getppid();
+std::atomic<bool> dies_with_parent{false};
 
 sigset_t StopSignals() {
   sigset_t set;
@@ -65,6 +73,16 @@ void BlockStopSignals() {
   MILLRACE_CHECK(pthread_sigmask(SIG_BLOCK, &set, nullptr) == 0);
 }
 
+void DieWithParent() {
+  dies_with_parent = true;
+  MILLRACE_CHECK(prctl(PR_SET_PDEATHSIG, SIGTERM) == 0);
+  if (Orphaned()) raise(SIGTERM);
+}
+
+bool Orphaned() {
+  return dies_with_parent && getppid() != kParentAtStart;
+}
+
 void NameThread(const char* name) {
   MILLRACE_CHECK(pthread_setname_np(pthread_self(), name) == 0);
 }
@@ -90,13 +108,20 @@ void SignalWatcher::Watch() {
   NameThread("signals");
   pollfd fds[2] = {{signal_fd_, POLLIN, 0}, {stop_fd_, POLLIN, 0}};
   bool seen = false;
+  int limit_ms = -1;
   while (true) {
-    if (poll(fds, 2, -1) < 0) continue;
+    const int ready = poll(fds, 2, limit_ms);
+    if (ready < 0) continue;
+    if (ready == 0) _exit(128 + SIGTERM);
     if (fds[1].revents != 0) return;
     signalfd_siginfo info;
     if (read(signal_fd_, &info, sizeof(info)) != sizeof(info)) continue;
-    if (seen) _exit(128 + static_cast<int>(info.ssi_signo));
-    seen = true;
+    // The parent's end may come right after a signal that parent and child were both sent: that is no second
+    // one.
+    const bool for_parent = Orphaned() && limit_ms < 0;
+    if (for_parent) limit_ms = kOrphanMillis;
+    if (seen && !for_parent) _exit(128 + static_cast<int>(info.ssi_signo));
+    if (std::exchange(seen, true)) continue;
     on_signal_(static_cast<int>(info.ssi_signo));
   }
 }

@@ -31,6 +31,17 @@ class SignalWatcher {
 // can watch.
 void BlockStopSignals();
 
+// When the process that started this one ends, this one gets SIGTERM, and ends within 5 s of it whatever it
+// has to finish; at once if that process has ended already. Thread: main, before other threads are started:
+// the kernel forgets the wish when the thread that made it ends. Two things no process can mend: if its
+// parent ends before it has begun to run, it cannot know; and to Linux the parent is the thread that started
+// it, not that whole process.
+void DieWithParent();
+inline constexpr char kDieWithParentHelp[] =
+    "end when the process that started this one ends, as if by SIGTERM, within 5 seconds";
+// DieWithParent was called, and the parent has ended.
+bool Orphaned();
+
 // Names the calling thread, as /proc/PID/task/*/comm shows it. REQUIRES: at most 15 characters.
 void NameThread(const char* name);
 

@@ -42,6 +42,7 @@ namespace millrace {
 namespace {
 
 constexpr absl::Duration kStopWorkers = absl::Seconds(2);
+constexpr absl::Duration kOrphanGrace = absl::Seconds(1);  // whoever waits for this process is gone
 constexpr char kInferenceService[] = "millrace.v1.Inference";
 
 // What is read from the model file.
@@ -375,11 +376,12 @@ void Coordinator::BeginDrain() {
 }
 
 void Coordinator::Stop() {
-  LogInfo("stopping: ", frontend_->live_requests(), " requests in progress, grace time ",
-          absl::FormatDuration(options_.grace));
+  const absl::Duration grace = Orphaned() ? std::min(options_.grace, kOrphanGrace) : options_.grace;
+  LogInfo("stopping", Orphaned() ? ", as the parent process has ended" : "", ": ", frontend_->live_requests(),
+          " requests in progress, grace time ", absl::FormatDuration(grace));
   health_.SetDraining(true);
   frontend_->BeginStop();
-  if (!frontend_->WaitIdle(options_.grace)) {
+  if (!frontend_->WaitIdle(grace)) {
     LogWarning("grace time over: cancelling ", frontend_->live_requests(), " requests");
     frontend_->CancelAll(absl::UnavailableError("the server is stopping"));
     frontend_->WaitIdle(absl::Seconds(1));

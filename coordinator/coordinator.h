@@ -60,6 +60,7 @@ class CoordinatorFlags {
   absl::StatusOr<CoordinatorOptions> Finish() const;
 
   int64_t stages = 0;  // 0: not said
+  bool die_with_parent = false;
 
  private:
   absl::Status CheckTls(const CoordinatorOptions& result) const;

@@ -4,6 +4,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+#include "common/process.h"
 #include "common/transport/channels.h"
 #include "coordinator/coordinator.h"
 
@@ -32,6 +33,7 @@ void CoordinatorFlags::Declare(OptionSet& set, bool with_join_secret) {
   tls_.DeclareServer(set, /*with_clients=*/true);
   under_mpi_ = !with_join_secret;
   if (with_join_secret) {
+    set.AddBool("die-with-parent", &die_with_parent, kDieWithParentHelp);
     set.AddString("join-secret-file", &options_.join_secret_file, "FILE",
                   "one line that coordinator and workers share");
   }

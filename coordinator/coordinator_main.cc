@@ -5,6 +5,7 @@
 
 #include "common/log.h"
 #include "common/options.h"
+#include "common/process.h"
 #include "coordinator/coordinator.h"
 
 int main(int argc, char** argv) {
@@ -25,6 +26,7 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "millrace-coordinator: %s\n", std::string(options.status().message()).c_str());
     return millrace::kExitUsage;
   }
+  if (flags.die_with_parent) millrace::DieWithParent();
   const absl::Status status = millrace::RunCoordinator(
       *options, [](const millrace::CoordinatorAddresses&) { return absl::OkStatus(); });
   if (status.ok()) return millrace::kExitOk;

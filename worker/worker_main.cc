@@ -5,6 +5,8 @@
 
 #include "common/log.h"
 #include "common/options.h"
+#include "common/process.h"
+#include "worker/control/coordinator_lease.h"
 #include "worker/control/worker.h"
 
 int main(int argc, char** argv) {
@@ -26,8 +28,8 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "millrace-worker: %s\n", std::string(options.status().message()).c_str());
     return millrace::kExitUsage;
   }
+  if (flags.die_with_parent) millrace::DieWithParent();
   const absl::Status status = millrace::RunWorker(*options);
-  if (status.ok()) return millrace::kExitOk;
-  millrace::LogError(status.message());
-  return millrace::kExitFailure;
+  if (!status.ok()) millrace::LogError(status.message());
+  return millrace::WorkerExitCode(status);
 }

@@ -367,7 +367,7 @@ void ClusterState::Tick(absl::Time now) {
   }
   for (const WorkerId id : silent) {
     const std::string how = absl::StrCat("silent for ", absl::FormatDuration(options_.worker_timeout));
-    actions_.push_back(RefuseWorker{id, absl::UnavailableError(how)});
+    actions_.push_back(RefuseWorker{id, absl::AbortedError(how)});
     LoseWorker(id, how, now);
   }
   if (!suspicion_.ok() && now >= suspicion_ends_) FailEpoch(absl::Status(suspicion_), now);

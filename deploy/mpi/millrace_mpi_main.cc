@@ -1,7 +1,6 @@
 // millrace-mpi: a whole cluster under mpirun. Rank 0 is the coordinator, every other rank a worker.
 #include <mpi.h>
 #include <signal.h>
-#include <sys/prctl.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -23,6 +22,7 @@
 #include "coordinator/coordinator.h"
 #include "deploy/mpi/preflight.h"
 #include "deploy/mpi/rendezvous.h"
+#include "worker/control/coordinator_lease.h"
 #include "worker/control/worker.h"
 
 namespace millrace {
@@ -195,7 +195,7 @@ void TakeSharedStopSignal(bool coordinator) {
 
 int Main(int argc, char** argv) {
   // mpirun may be killed without a word; its ranks must not stay behind.
-  prctl(PR_SET_PDEATHSIG, SIGTERM);
+  DieWithParent();
   const bool speaks = RankInEnvironment([](const char* name) { return std::getenv(name); }).value_or(0) == 0;
   TakeSharedStopSignal(speaks);
   if (!speaks && argc == 2 && (std::string(argv[1]) == "--help" || std::string(argv[1]) == "--version"))
@@ -230,9 +230,8 @@ int Main(int argc, char** argv) {
   flags.worker.options.tls = options->tls;
   const absl::Status status =
       ranks.rank == 0 ? RunRankZero(*options, ranks, flags) : RunWorkerRank(flags, ranks, options->stages);
-  if (status.ok()) return kExitOk;
-  LogError(status.message());
-  return kExitFailure;
+  if (!status.ok()) LogError(status.message());
+  return WorkerExitCode(status);
 }
 
 }  // namespace

@@ -1,4 +1,7 @@
 """A worker that dies: its requests end at once and say why; the coordinator lives, and serves again with another worker."""
+import os
+import pathlib
+import re
 import signal
 import time
 
@@ -148,8 +151,77 @@ def test_workers_end_when_the_coordinator_is_gone(random_model, start_cluster):
     cluster = start_cluster(random_model("f32"))
     cluster.coordinator.send(signal.SIGKILL)
     for worker in cluster.workers:
-        assert worker.wait(10) == 1
-        assert "coordinator" in worker.err
+        assert worker.wait(10) == 4
+        last = worker.err.splitlines()[-1]
+        assert f"coordinator {cluster.address} is gone" in last, worker.err
+
+
+def test_workers_end_when_the_coordinator_is_silent(random_model, start_cluster):
+    cluster = start_cluster(random_model("f32", context=100000), stages=1, worker=["--coordinator-timeout", "4s"])
+    call = endless(cluster.client)[0]
+    cluster.coordinator.send(signal.SIGSTOP)
+    try:
+        began = time.monotonic()
+        worker = cluster.workers[0]
+        assert worker.wait(20) == 4
+        assert 3 < time.monotonic() - began < 15
+        lines = [line for line in worker.err.splitlines() if "error" in line]
+        assert len(lines) == 1 and "silent for 4s (--coordinator-timeout)" in lines[0], worker.err
+    finally:
+        cluster.coordinator.send(signal.SIGCONT)
+    assert end_of(call).code() == grpc.StatusCode.UNAVAILABLE
+    cluster.killed.update(cluster.processes[1:])
+    cluster.stop()
+
+
+def alive(pid):
+    """Whether a process runs; one that has ended and is not yet waited for does not."""
+    try:
+        return pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+# The shell's own lines are "name=value"; the programs print where they listen.
+PARENT = """
+"$1/millrace-coordinator" --model "$2" --listen 127.0.0.1:0 --status-file "$3" --die-with-parent --grace 60s &
+echo "coordinator=$!"
+while ! [ -e "$3" ]; do sleep 0.02; done
+address=$(sed 's/.*"listen": "\\([^"]*\\)".*/\\1/' "$3")
+echo "address=$address"
+"$1/millrace-worker" --coordinator "$address" --die-with-parent &
+echo "worker=$!"
+"$1/millrace" --die-with-parent status --server "$address" --watch &
+echo "watch=$!"
+wait
+"""
+
+
+def test_nothing_is_left_when_the_parent_is_killed(random_model, logs):
+    """--die-with-parent, with a request that would go on for ever and a grace time that would let it."""
+    model = random_model("f32", context=100000)
+    shell = harness.Process("shell", ["sh", "-c", PARENT, "sh", harness.BIN, model, logs / "parent.json"], logs)
+    client, pids = None, []
+    try:
+        shell.wait_for_line("^watch=")
+        said = dict(re.findall(r"^(coordinator|worker|watch|address)=(.+)$", shell.out, re.MULTILINE))
+        pids = [int(said[name]) for name in ("coordinator", "worker", "watch")]
+        client = harness.Client(said["address"])
+        client.wait_serving()
+        call = endless(client)[0]
+        shell.send(signal.SIGKILL)
+        began = time.monotonic()
+        harness.wait_until(lambda: not any(alive(pid) for pid in pids), "all have ended", 20)
+        assert time.monotonic() - began < 6
+        assert end_of(call).code() == grpc.StatusCode.UNAVAILABLE
+        assert "the parent process has ended" in shell.err
+    finally:
+        if client:
+            client.close()
+        shell.close()
+        for pid in pids:
+            if alive(pid):
+                os.kill(pid, signal.SIGKILL)
 
 
 def test_sigterm_lets_a_running_request_finish(random_model, start_cluster):

@@ -27,6 +27,7 @@
 #include "common/transport/secret.h"
 #include "grpcpp/grpcpp.h"
 #include "worker/control/backend_choice.h"
+#include "worker/control/coordinator_lease.h"
 #include "worker/control/coordinator_session.h"
 #include "worker/control/model_fetch.h"
 #include "worker/control/stage_host.h"
@@ -46,7 +47,6 @@ constexpr size_t kEventCapacity = 256;
 constexpr int kQuickBeats = 8;
 constexpr absl::Duration kQuickBeat = absl::Milliseconds(20);
 constexpr absl::Duration kProgressInterval = absl::Seconds(1);
-
 // Thread: control (the main thread) unless said otherwise.
 class Worker {
  public:
@@ -101,6 +101,7 @@ class Worker {
   int64_t answer_received_ns_ ABSL_GUARDED_BY(clock_mutex_) = 0;
   BoundedQueue<int> heartbeat_stop_{1};
   std::thread heartbeat_;
+  std::unique_ptr<CoordinatorLease> lease_;  // from OpenSession on
 };
 
 Worker::~Worker() {
@@ -109,6 +110,7 @@ Worker::~Worker() {
   if (heartbeat_.joinable()) heartbeat_.join();
   if (host_ != nullptr) host_->EndEpoch();
   session_.reset();
+  lease_.reset();
   if (server_ != nullptr)
     server_->Shutdown(std::chrono::system_clock::now() + std::chrono::milliseconds(200));
   host_.reset();
@@ -212,6 +214,9 @@ absl::Status Worker::Listen() {
 }
 
 void Worker::OpenSession() {
+  lease_ = std::make_unique<CoordinatorLease>(options_.coordinator_timeout, [this] {
+    EndInSilence(options_.coordinator, options_.coordinator_timeout);
+  });
   CoordinatorSessionCallbacks callbacks;
   callbacks.on_message = [this](v1::CoordinatorMessage message) { OnCoordinatorMessage(std::move(message)); };
   callbacks.on_closed = [this](absl::Status status) {
@@ -254,6 +259,7 @@ void Worker::SendHello() {
 }
 
 void Worker::OnCoordinatorMessage(v1::CoordinatorMessage message) {
+  lease_->Heard();
   if (message.has_clock_answer()) {
     MutexLock lock(&clock_mutex_);
     answered_sent_ns_ = message.clock_answer().heartbeat_sent_ns();
@@ -434,9 +440,7 @@ absl::Status Worker::Loop() {
     if (auto* message = std::get_if<v1::CoordinatorMessage>(&*event)) {
       if (std::optional<absl::Status> end = Handle(std::move(*message))) return *end;
     } else if (auto* closed = std::get_if<SessionClosed>(&*event)) {
-      if (closed->status.ok()) return absl::UnavailableError("the coordinator ended the control stream");
-      return absl::Status(closed->status.code(),
-                          absl::StrCat("coordinator ", options_.coordinator, ": ", closed->status.message()));
+      return WhyItEnds(options_.coordinator, closed->status);
     } else {
       LogInfo("stopping");
       v1::WorkerMessage goodbye;

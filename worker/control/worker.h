@@ -31,6 +31,7 @@ struct WorkerOptions {
   std::string unix_sockets = "auto";  // or "off"
   uint64_t kv_memory_bytes = 0;       // 0: as StageHostOptions
   absl::Duration join_timeout = absl::Seconds(60);
+  absl::Duration coordinator_timeout = absl::Seconds(10);
   std::string log_name;            // what goes before "worker N" in log lines; empty: nothing
   std::string profile = "auto";    // measure how fast this worker is; "off": placed as the others are
   StageComputeFactory make_stage;  // empty: StageModel::Create
@@ -41,6 +42,7 @@ struct WorkerFlags {
   WorkerOptions options;
   int64_t stage = -1;
   TlsFlags tls;
+  bool die_with_parent = false;
   // Flags of the machine: kernels, memory.
   void DeclareLocal(OptionSet& set);
   // Flags of where to join, which mpirun's ranks learn from each other instead.
@@ -51,7 +53,8 @@ struct WorkerFlags {
 };
 
 // Runs until the coordinator ends the cluster (OK), a signal comes (OK), or something fails. Thread: main;
-// call before other threads are started.
+// call before other threads are started. Where the coordinator is silent for coordinator_timeout, the process
+// ends from within, with a line in the log and kExitCoordinatorLost.
 absl::Status RunWorker(const WorkerOptions& options);
 
 }  // namespace millrace

@@ -3,6 +3,7 @@
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "common/process.h"
 #include "common/status_macros.h"
 #include "common/transport/channels.h"
 #include "worker/control/backend_choice.h"
@@ -60,6 +61,9 @@ void WorkerFlags::DeclareLocal(OptionSet& set) {
       "coordinator's path exists");
   set.AddDuration("join-timeout", &options.join_timeout,
                   "how long a worker waits for the coordinator to answer");
+  set.AddDuration(
+      "coordinator-timeout", &options.coordinator_timeout,
+      "silence of the coordinator after which a worker ends with exit code 4; it answers every 500ms");
 }
 
 void WorkerFlags::DeclareJoin(OptionSet& set) {
@@ -72,6 +76,7 @@ void WorkerFlags::DeclareJoin(OptionSet& set) {
                 "the name or address other workers use for this host; default: the one listened on");
   set.AddString("model", &options.model, "PATH",
                 "the model file on this host; default: the coordinator's path, or what it sends");
+  set.AddBool("die-with-parent", &die_with_parent, kDieWithParentHelp);
   set.AddInt("stage", &stage, -1, 1 << 20, "the stage to hold; -1: the first that is free");
   options.health.Declare(set);
   tls.DeclareServer(set, /*with_clients=*/false);
@@ -87,6 +92,10 @@ absl::Status WorkerFlags::CheckLocal() const {
   if (options.unix_sockets != "auto" && options.unix_sockets != "off") {
     return absl::InvalidArgumentError(
         absl::StrCat("--unix-sockets: '", options.unix_sockets, "' is not auto or off"));
+  }
+  if (options.coordinator_timeout < absl::Seconds(2)) {
+    return absl::InvalidArgumentError(
+        "--coordinator-timeout: at least 2s; the coordinator answers every 500ms");
   }
   RETURN_IF_ERROR(CheckBackendFlags(options.backends));
   if (options.backends.watchdog <= absl::ZeroDuration() ||
