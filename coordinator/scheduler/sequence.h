@@ -69,8 +69,12 @@ class Sequence {
 
   // It was kept back and waits from now on. `change`: see since().
   void Rejoin(uint64_t change) { since_ = change; }
-  // REQUIRES: nothing was generated, and tokens() is less than `tokens`, which all of it must fit into.
-  void FitInto(uint32_t tokens) { max_tokens_ = std::min(max_tokens_, tokens - prompt_tokens_); }
+  // For another ring, whose blocks may be of another size: all of it must fit into `tokens`. REQUIRES: it
+  // never ran, and tokens() is less than `tokens`.
+  void FitInto(uint32_t tokens) {
+    max_tokens_ = std::min(max_tokens_, tokens - prompt_tokens_);
+    block_names_.clear();
+  }
 
   // Back to waiting: everything known is computed again, nothing is reported again. REQUIRES: no blocks held.
   void Preempt(uint64_t change);
