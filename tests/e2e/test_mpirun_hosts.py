@@ -219,10 +219,10 @@ def test_a_daemon_is_killed(start, hosts):
 
 def test_a_link_is_cut(start, hosts):
     """Both sides notice by silence. mpirun notices nothing, so the coordinator and the other worker stay, and wait for another."""
-    cluster = start(launcher=["--no-preflight"], program=["--worker-timeout", "2s"])
+    cluster = start(launcher=["--no-preflight"], program=["--worker-timeout", "2s", "--coordinator-timeout", "3s"])
     address = cluster.serving()
     run("ip", "-n", hosts.names[2], "link", "set", "eth0", "down")
-    harness.wait_until(lambda: not hosts.programs("millrace-mpi", 3), "the rank that was cut off has ended", 20, 0.1)
+    harness.wait_until(lambda: not hosts.programs("millrace-mpi", 3), "the rank that was cut off has ended", 3 + SOON, 0.1)
     cluster.wait_not_serving(address)
     status = cluster.ask(address)
     assert "stage 1" in json.dumps(status), status
