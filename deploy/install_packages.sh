@@ -41,9 +41,9 @@ clang-14                  thread-safety analysis and fuzzing
 clang-format-14           format
 libclang-rt-14-dev        sanitizer and fuzzer runtimes of clang
 openssl                   the certificates of tests, and of by-hand set-ups (docs/DEPLOY.md)
-curl                      the download of a model as the chart's pods do it
+curl                      the download of a model as pods of the chart do it
 iproute2                  network namespaces stand for hosts
-iptables                  Services and network policies of the tests' pods
+iptables                  Services and network policies for the pods of tests
 procps                    looking at processes
 '
 

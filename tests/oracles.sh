@@ -9,6 +9,10 @@
 # MILLRACE_LLAMA_CPP_MODELS  the folder models/ of llama.cpp's sources; not fetched if set
 # MILLRACE_ORACLE_CASES    texts per tokenizer (default: 5000)
 set -euo pipefail
+case "${1:-}" in
+  -h|--help) awk 'NR > 1 { if (!/^#/) exit; sub(/^# ?/, ""); print }' "$0"; exit 0 ;;
+  -*) echo "oracles.sh: error: unknown argument '$1' (see $0 --help)" >&2; exit 2 ;;
+esac
 cd "$(dirname "$0")/.."
 
 build=$(realpath "${1:-build}")

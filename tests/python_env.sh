@@ -8,6 +8,12 @@ set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 . "$root/deploy/common.sh"
 
+case "${1:-}" in
+  "") ;;
+  -h|--help) print_header_comment; exit 0 ;;
+  *) usage_error "unknown argument '$1'" ;;
+esac
+
 requirements=$root/tests/e2e/requirements.txt
 python=$(find_python) || die "no Python 3: run deploy/install_packages.sh --tests"
 key=$({ "$python" --version; cat "$requirements"; } | sha256sum | cut -c1-12)

@@ -71,8 +71,8 @@ void StageShards::ViewWeights(const GgufFile& file, const ShardLayout& cut) {
 }
 
 absl::Status StageShards::AllocateShared(const ShardLayout& cut) {
-  ASSIGN_OR_RETURN(rope_table_,
-                   MakeRopeTable(model_, shards_.front()->weights.rope_freqs.values, options_.context_tokens));
+  ASSIGN_OR_RETURN(rope_table_, MakeRopeTable(model_, shards_.front()->weights.rope_freqs.values,
+                                              options_.context_tokens));
   for (const std::unique_ptr<Shard>& shard : shards_) shard->context.rope_table = rope_table_.data();
   if (!on_host()) {
     for (FloatBuffer* staging : {&residual_in_, &residual_out_}) {
