@@ -392,7 +392,7 @@ TEST_F(InProcessClusterTest, RefusesWorkersThatSpeakOutOfTurn) {
 
 TEST_F(InProcessClusterTest, GivesUpAWorkerThatFallsSilent) {
   Start({5}, absl::Milliseconds(100));
-  ExpectRefused({MakeHello(fingerprint_)}, absl::StatusCode::kUnavailable, "silent for 100ms");
+  ExpectRefused({MakeHello(fingerprint_)}, absl::StatusCode::kAborted, "silent for 100ms");
 }
 
 TEST_F(InProcessClusterTest, TriesAgainWhenAWorkerCannotHoldItsStage) {
