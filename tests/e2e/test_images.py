@@ -156,6 +156,16 @@ def test_compose_confines_each_container():
         assert volume in compose()["volumes"]
 
 
+def test_secret_of_compose_gets_into_no_image_or_commit():
+    default = re.fullmatch(r"\$\{JOIN_SECRET:-\./([a-z-]+)\}", compose()["secrets"]["join-secret"]["file"]).group(1)
+    assert f"**/{default}" in (harness.ROOT / ".dockerignore").read_text().splitlines()
+    assert default in (harness.ROOT / ".gitignore").read_text().splitlines()
+    # Compose reads a relative path from the folder of its file, wherever it is called.
+    for told in ("docs/DEPLOY.md", "deploy/docker/compose.yaml"):
+        written = re.findall(r"openssl rand -hex 16 >(\S+)", (harness.ROOT / told).read_text())
+        assert f"deploy/docker/{default}" in written, told
+
+
 def test_what_compose_starts_serves(real_model, golden, logs, tmp_path):
     services = compose()["services"]
     secret = tmp_path / "join-secret"
