@@ -80,6 +80,11 @@ def coordinator(cluster):
     return pod
 
 
+def worker_of(cluster, stage):
+    pod, = [pod for pod in component(cluster, "worker") if pod.labels["apps.kubernetes.io/pod-index"] == str(stage)]
+    return pod
+
+
 def pod_object(name, command, labels=None, namespace="default", **spec):
     """A pod of one container `main`; `spec` goes to the container, except `pod`, which goes to the pod."""
     pod = spec.pop("pod", {})
@@ -123,7 +128,7 @@ def test_network_policies_let_through_what_they_name(cluster):
     inside = cluster.start_pod(pod_object("neighbour", sleep))
     monitoring = cluster.start_pod(pod_object("prometheus", sleep, namespace="monitoring"))
     cluster.wait(lambda: inside.ready and monitoring.ready, "the pods run")
-    worker = cluster.pod("m-millrace-worker-0")
+    worker = worker_of(cluster, 0)
 
     def connects(pod, address, port):
         return cluster.execute(pod, ["bash", "-c", f"exec 3<>/dev/tcp/{address}/{port}"])[0] == 0
@@ -153,8 +158,9 @@ def test_containers_are_confined_as_the_chart_says(cluster):
 def test_names_of_services_and_pods_resolve(cluster):
     pod = coordinator(cluster)
     for index in range(2):
-        code, output = cluster.execute(pod, ["getent", "ahostsv4", f"m-millrace-worker-{index}.m-millrace-worker"])
-        assert code == 0 and output.split()[0] == cluster.pod(f"m-millrace-worker-{index}").address, output
+        worker = worker_of(cluster, index)
+        code, output = cluster.execute(pod, ["getent", "ahostsv4", f"{worker.name}.m-millrace-worker"])
+        assert code == 0 and output.split()[0] == worker.address, output
     code, output = cluster.execute(pod, ["getent", "ahostsv4", "m-millrace-coordinator.default.svc.cluster.local"])
     assert output.split()[0] == pod.address
     assert cluster.execute(pod, ["getent", "hosts", "no-such-service"])[0] != 0
@@ -201,8 +207,8 @@ def test_the_order_in_which_a_pod_lives_and_ends(cluster):
 def test_a_stopped_worker_is_noticed_and_replaced(cluster):
     """SIGSTOP: the others stay alive, the coordinator is not ready, the kubelet restarts the worker when its liveness probe fails;
     the new one takes its place."""
-    worker = cluster.pod("m-millrace-worker-1")
-    others = [coordinator(cluster), cluster.pod("m-millrace-worker-0")]
+    worker = worker_of(cluster, 1)
+    others = [coordinator(cluster), worker_of(cluster, 0)]
     before = {pod.name: pod.life().restarts for pod in others}
     first = len(cluster.events)
     worker.life().container.signal(signal.SIGSTOP)
@@ -270,11 +276,11 @@ def longest_pause(attempts):
     return max(later - earlier for earlier, later in zip(ends, ends[1:]))
 
 
-def test_rolling_restart_of_workers_fails_no_request(cluster, protos, golden):
+def test_rolling_restart_of_workers_fails_no_request(cluster, objects, protos, golden):
     before = {pod.name: pod.uid for pod in component(cluster, "worker")}
     with load_on(cluster, protos, golden) as load:
         begun = time.monotonic()
-        cluster.rollout_restart("StatefulSet", "m-millrace-worker")
+        cluster.rollout_restart("StatefulSet", *[obj["metadata"]["name"] for obj in objects if obj["kind"] == "StatefulSet"])
         cluster.wait(lambda: cluster.rolled_out() and coordinator(cluster).ready, "the workers are new and ready", PATIENCE)
         took = time.monotonic() - begun
         load.wait_for_answers(6)
@@ -334,7 +340,7 @@ def test_a_leader_worker_set_serves(tmp_path, real_model, golden):
     with Cluster(tmp_path / "cluster", image=lambda reference: IMAGE, backoff=1.0) as lws:
         lws.apply(rendered)
         lws.wait_rolled_out(PATIENCE)
-        assert sorted((pod.name, len(pod.lives)) for pod in lws.pod_list()) == [("m-millrace-0", 2), ("m-millrace-0-1", 1)]
+        assert sorted((pod.name, len(pod.lives)) for pod in lws.pod_list()) == [("m-millrace-group-0", 2), ("m-millrace-group-0-1", 1)]
         check_golden_tokens(lws, golden["capital"])
         run_helm_test(lws, rendered)
 

@@ -1,20 +1,25 @@
 {{- define "millrace.name" -}}
-{{- default .Chart.Name .Values.nameOverride | trunc 40 | trimSuffix "-" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 34 | trimSuffix "-" -}}
 {{- end -}}
 
-{{/* At most 40 characters and no dots: with what is put behind it, it must be the name of a host. */}}
+{{/* At most 34 characters and no dots: with what is put behind it, it must be the name of a host. */}}
 {{- define "millrace.fullname" -}}
 {{- $name := include "millrace.name" . -}}
 {{- $full := .Values.fullnameOverride -}}
 {{- if not $full -}}
 {{- $full = ternary .Release.Name (printf "%s-%s" .Release.Name $name) (contains $name .Release.Name) -}}
 {{- end -}}
-{{- $full | replace "." "-" | trunc 40 | trimSuffix "-" -}}
+{{- $full | replace "." "-" | trunc 34 | trimSuffix "-" -}}
+{{- end -}}
+
+{{/* Its controller makes a headless Service of the same name for the names of pods, unless there is a Service so named: not the clients'. */}}
+{{- define "millrace.leaderWorkerSet" -}}
+{{- include "millrace.fullname" . -}}-group
 {{- end -}}
 
 {{- define "millrace.selector" -}}
-app.kubernetes.io/name: {{ include "millrace.name" . }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/name: {{ include "millrace.name" . | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end -}}
 
 {{- define "millrace.labels" -}}
@@ -78,6 +83,24 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- .Values.gpu.perWorker | default .Values.tensorParallel -}}
 {{- end -}}
 
+{{/* A quantity of Kubernetes, as a number. */}}
+{{- define "millrace.quantity" -}}
+{{- $text := toString . -}}
+{{- $unit := regexFind "[a-zA-Z]+$" $text -}}
+{{- $factors := dict "" 1.0 "m" 0.001 "k" 1e3 "K" 1e3 "M" 1e6 "G" 1e9 "T" 1e12 "Ki" 1024.0 "Mi" 1048576.0 "Gi" 1073741824.0 "Ti" 1099511627776.0 -}}
+{{- mulf (trimSuffix $unit $text | float64) (get $factors $unit) -}}
+{{- end -}}
+
+{{/* A time as the programs take it, in seconds. */}}
+{{- define "millrace.seconds" -}}
+{{- $sum := 0.0 -}}
+{{- range regexFindAll "[0-9.]+(ms|s|m|h)" . -1 -}}
+{{- $unit := regexFind "[a-z]+$" . -}}
+{{- $sum = addf $sum (mulf (trimSuffix $unit . | float64) (get (dict "ms" 0.001 "s" 1.0 "m" 60.0 "h" 3600.0) $unit)) -}}
+{{- end -}}
+{{- $sum -}}
+{{- end -}}
+
 {{- define "millrace.securityContext" -}}
 allowPrivilegeEscalation: false
 readOnlyRootFilesystem: true
@@ -93,6 +116,18 @@ runAsGroup: 65532
 fsGroup: 65532
 fsGroupChangePolicy: OnRootMismatch
 seccompProfile: {type: RuntimeDefault}
+{{- end -}}
+
+{{/*
+Part of the name of StatefulSets: six digits that change with whatever coordinator and workers must agree about. A StatefulSet replaces its
+next pod when the last one is ready; one that a new coordinator refuses is not, nor is any successor while the ring lacks a stage. Under
+another name all workers are new at once.
+*/}}
+{{- define "millrace.agreement" -}}
+{{- $v := .Values -}}
+{{- $model := omit $v.model "push" "cacheSizeLimit" -}}
+{{- $tls := list $v.tls.mode $v.tls.existingSecret (include "millrace.serverName" .) $v.tls.certManager.issuerRef -}}
+{{- toJson (list (include "millrace.image" .) $model $tls $v.joinSecret.existingSecret) | sha256sum | trunc 6 -}}
 {{- end -}}
 
 {{/* Restarts pods when what they read at start changes. */}}

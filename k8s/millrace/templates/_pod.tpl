@@ -63,7 +63,7 @@ readinessProbe:
 {{- if ne $v.mode "mpijob" }}
 - name: join-secret
   secret:
-    secretName: {{ include "millrace.joinSecretName" .root }}
+    secretName: {{ include "millrace.joinSecretName" .root | quote }}
     defaultMode: 0440
     items: [{key: {{ $v.joinSecret.key | quote }}, path: secret}]
 {{- end }}
@@ -77,7 +77,7 @@ readinessProbe:
 {{- if include "millrace.hasTls" .root }}
 - name: tls
   secret:
-    secretName: {{ include "millrace.tlsSecretName" .root }}
+    secretName: {{ include "millrace.tlsSecretName" .root | quote }}
     defaultMode: 0440
 {{- end }}
 {{- if and $v.gpu.enabled (ne .component "coordinator") }}
@@ -308,16 +308,16 @@ annotations:
 automountServiceAccountToken: false
 enableServiceLinks: false
 {{- with $v.serviceAccount.name }}
-serviceAccountName: {{ . }}
+serviceAccountName: {{ . | quote }}
 {{- end }}
 {{- with $v.image.pullSecrets }}
 imagePullSecrets:
   {{- range . }}
-  - {name: {{ . }}}
+  - {name: {{ . | quote }}}
   {{- end }}
 {{- end }}
 {{- if and $v.gpu.enabled $v.gpu.runtimeClassName (ne .component "coordinator") }}
-runtimeClassName: {{ $v.gpu.runtimeClassName }}
+runtimeClassName: {{ $v.gpu.runtimeClassName | quote }}
 {{- end }}
 terminationGracePeriodSeconds: {{ $v.terminationGracePeriodSeconds }}
 securityContext:
@@ -342,7 +342,10 @@ topologySpreadConstraints:
     labelSelector:
       matchLabels:
         {{- include "millrace.selector" .root | nindent 8 }}
+        {{- /* A leader holds a stage, too. */}}
+        {{- if ne $v.mode "lws" }}
         app.kubernetes.io/component: worker
+        {{- end }}
         {{- if .group }}
         millrace/group: {{ .group | quote }}
         {{- end }}

@@ -39,6 +39,52 @@
 {{- end -}}
 {{- end -}}
 {{- end -}}
+{{- range $component := list "coordinator" "worker" -}}
+{{- $settings := index $v $component -}}
+{{- range $key, $_ := $settings.podLabels -}}
+{{- if regexMatch "^(app\\.kubernetes\\.io/(name|instance|component|version|managed-by)|helm\\.sh/chart|millrace/.*)$" $key -}}
+{{- fail (printf "%s.podLabels: %s is set by the chart, whose Services and policies select pods by it" $component $key) -}}
+{{- end -}}
+{{- end -}}
+{{- range $key, $_ := $settings.podAnnotations -}}
+{{- if hasPrefix "checksum/" $key -}}
+{{- fail (printf "%s.podAnnotations: %s is set by the chart" $component $key) -}}
+{{- end -}}
+{{- end -}}
+{{- $limits := default dict $settings.resources.limits -}}
+{{- range $resource, $request := default dict $settings.resources.requests -}}
+{{- if hasKey $limits $resource -}}
+{{- $limit := get $limits $resource -}}
+{{- if gt (include "millrace.quantity" $request | float64) (include "millrace.quantity" $limit | float64) -}}
+{{- fail (printf "%s.resources: requests.%s %v is more than limits.%s %v" $component $resource $request $resource $limit) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- with ((($v.worker.resources).limits).memory) -}}
+{{- if and $v.worker.kvMemory (not $v.gpu.enabled) (ge (include "millrace.quantity" (trimSuffix "B" $v.worker.kvMemory) | float64) (include "millrace.quantity" . | float64)) -}}
+{{- fail (printf "worker.kvMemory: %s leaves nothing of worker.resources.limits.memory %v for weights" $v.worker.kvMemory .) -}}
+{{- end -}}
+{{- end -}}
+{{- $own := list "POD_IP" "STAGE" "CPU_LIMIT" "LWS_LEADER_ADDRESS" "LWS_GROUP_SIZE" "LWS_WORKER_INDEX" -}}
+{{- range $v.worker.extraEnv -}}
+{{- if or (has .name $own) (hasKey $v.gpu.nccl .name) -}}
+{{- fail (printf "worker.extraEnv: %s is set by the chart" .name) -}}
+{{- end -}}
+{{- if and (eq $v.mode "mpijob") .valueFrom -}}
+{{- fail (printf "worker.extraEnv: %s: in mode mpijob mpirun gives variables to ranks by their values, so valueFrom cannot be used" .name) -}}
+{{- end -}}
+{{- end -}}
+{{- if eq $v.mode "lws" -}}
+{{- range $key := list "podAnnotations" "podLabels" "nodeSelector" "tolerations" "affinity" -}}
+{{- if index $v.coordinator $key -}}
+{{- fail (printf "coordinator.%s: in mode lws the coordinator is in the leader's pod, for which worker.%s holds" $key $key) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- if and (eq $v.tls.mode "certManager") (le (include "millrace.seconds" $v.tls.certManager.duration | float64) (include "millrace.seconds" $v.tls.certManager.renewBefore | float64)) -}}
+{{- fail (printf "tls.certManager.renewBefore: %s before the end of a certificate of %s is never; it must be shorter than tls.certManager.duration" $v.tls.certManager.renewBefore $v.tls.certManager.duration) -}}
+{{- end -}}
 {{- $least := add $v.drain.waitSeconds $v.drain.shutdownSeconds -}}
 {{- if le (int $v.terminationGracePeriodSeconds) (int $least) -}}
 {{- fail (printf "terminationGracePeriodSeconds: %d is too short: drain.waitSeconds and drain.shutdownSeconds take %d, so it must be longer" (int $v.terminationGracePeriodSeconds) (int $least)) -}}
@@ -97,6 +143,9 @@
 {{- end -}}
 {{- if and $v.gpu.enabled (not $v.image.tag) (not $v.image.digest) -}}
 {{- fail "image.tag: name an image that has CUDA and sshd for mode mpijob with gpu.enabled; deploy/docker makes each of them, not both in one" -}}
+{{- end -}}
+{{- if $v.joinSecret.existingSecret -}}
+{{- fail "joinSecret.existingSecret: does nothing in mode mpijob, where rank 0 makes the secret" -}}
 {{- end -}}
 {{- if gt (int $v.replicas) 1 -}}
 {{- fail "mode mpijob: a job is one group; set replicas to 1" -}}

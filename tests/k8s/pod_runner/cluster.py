@@ -267,7 +267,9 @@ class Cluster:
         key = (kind, obj["metadata"]["namespace"], name)
         if kind == "LeaderWorkerSet":
             lws.check(obj)
-            self._apply(lws.service(obj))
+            # Its controller leaves a Service alone that has the name already, whoever made it.
+            if ("Service", *key[1:]) not in self._objects:
+                self._apply(lws.service(obj))
         if kind in CONTROLLED:
             if key in self._controllers:
                 self._controllers[key].object = obj
@@ -298,6 +300,19 @@ class Cluster:
                               key=lambda obj: order.get(obj["kind"], len(order))):
                 self._apply(obj)
             self.changed()
+        self._call(work)
+
+    def upgrade(self, objects):
+        """As `helm upgrade`: takes objects, and deletes what has pods and is not among them any more."""
+        self.apply(objects)
+        kept = {(obj["kind"], obj["metadata"]["name"]) for obj in objects}
+
+        def work():
+            for key, controller in list(self._controllers.items()):
+                if (key[0], key[2]) not in kept:
+                    del self._controllers[key]
+                    for pod in controller.pods():
+                        pod.delete()
         self._call(work)
 
     def pods(self, **labels):
