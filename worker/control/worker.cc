@@ -31,6 +31,7 @@
 #include "worker/control/coordinator_session.h"
 #include "worker/control/model_fetch.h"
 #include "worker/control/stage_host.h"
+#include "worker/control/worker_hello.h"
 
 namespace millrace {
 namespace {
@@ -47,6 +48,7 @@ constexpr size_t kEventCapacity = 256;
 constexpr int kQuickBeats = 8;
 constexpr absl::Duration kQuickBeat = absl::Milliseconds(20);
 constexpr absl::Duration kProgressInterval = absl::Seconds(1);
+constexpr absl::Duration kJoinAgain = absl::Milliseconds(500);
 // Thread: control (the main thread) unless said otherwise.
 class Worker {
  public:
@@ -62,6 +64,8 @@ class Worker {
   absl::Status Listen();
   void OpenSession();
   void SendHello();
+  // Reaches a coordinator, and works until the control stream ends.
+  absl::Status Join(absl::Duration timeout, const std::atomic<bool>& stop);
   absl::Status Loop();
   // Empty: go on. Otherwise the worker ends with that status.
   std::optional<absl::Status> Handle(v1::CoordinatorMessage message);
@@ -92,6 +96,7 @@ class Worker {
   EpochRouter router_;
   std::unique_ptr<HopListener> listener_;
   std::unique_ptr<grpc::Server> server_;
+  std::atomic<bool> welcomed_{false};  // a coordinator has taken this worker
   FetchInterrupter interrupter_;
   std::unique_ptr<StageHost> host_;
   std::unique_ptr<CoordinatorSession> session_;
@@ -220,46 +225,27 @@ void Worker::OpenSession() {
   CoordinatorSessionCallbacks callbacks;
   callbacks.on_message = [this](v1::CoordinatorMessage message) { OnCoordinatorMessage(std::move(message)); };
   callbacks.on_closed = [this](absl::Status status) {
-    interrupter_.Interrupt();
+    if (welcomed_) interrupter_.Interrupt();
     events_.Push(SessionClosed{std::move(status)});
   };
   session_ = std::make_unique<CoordinatorSession>(options_.coordinator, credentials_, std::move(callbacks));
 }
 
 void Worker::SendHello() {
+  HelloFacts facts;
+  facts.secret = secret_;
+  facts.ring_address = ring_address_;
+  facts.unix_address = unix_address_;
+  facts.model_fingerprint = host_->fingerprint();
+  facts.kernels = kernels_;
   v1::WorkerMessage message;
-  v1::Hello* hello = message.mutable_hello();
-  hello->set_version(kVersion);
-  hello->set_secret(secret_);
-  hello->set_ring_address(ring_address_);
-  hello->set_model_fingerprint(host_->fingerprint());
-  if (options_.stage.has_value()) hello->set_stage(*options_.stage);
-  hello->set_numeric_class(BackendFamily(options_.backends));
-  for (const ActivationType type : SupportedActivations(options_.backends)) {
-    hello->add_activation_types(ToWire(type));
-  }
-  for (const KvType type : SupportedKvTypes(options_.backends)) hello->add_kv_types(ToWire(type));
-  hello->set_memory_bytes(BackendMemoryBytes(options_.backends));
-  const uint64_t kv_default =
-      options_.backends.cuda != nullptr ? BackendMemoryBytes(options_.backends) : kHostKvMemoryBytes;
-  hello->set_kv_memory_bytes(options_.kv_memory_bytes != 0 ? options_.kv_memory_bytes : kv_default);
-  hello->set_threads(static_cast<uint32_t>(options_.backends.threads));
-  hello->set_kernels(kernels_);
-  hello->set_machine(MachineIdentity());
-  hello->set_cores(CoreListText(AllowedCores()));
-  hello->set_process_id(static_cast<uint64_t>(getpid()));
-  hello->set_host(HostName());
-  // What stands in for the model would not be measured.
-  hello->set_measures(options_.profile == "auto" && !options_.make_stage);
-  if (!unix_address_.empty()) {
-    hello->set_unix_address(unix_address_);
-    hello->set_host_identity(HostIdentity());
-  }
+  *message.mutable_hello() = MakeHello(options_, facts);
   session_->Send(std::move(message));
 }
 
 void Worker::OnCoordinatorMessage(v1::CoordinatorMessage message) {
   lease_->Heard();
+  if (message.has_welcome()) welcomed_ = true;
   if (message.has_clock_answer()) {
     MutexLock lock(&clock_mutex_);
     answered_sent_ns_ = message.clock_answer().heartbeat_sent_ns();
@@ -453,6 +439,21 @@ absl::Status Worker::Loop() {
   return absl::OkStatus();
 }
 
+absl::Status Worker::Join(absl::Duration timeout, const std::atomic<bool>& stop) {
+  const absl::Status reached =
+      WaitForCoordinator(options_.coordinator, credentials_, timeout, [&](absl::Duration waited) {
+        turns_.Tick();
+        LogInfo("waiting for the coordinator at ", options_.coordinator, " (",
+                absl::FormatDuration(absl::Trunc(waited, absl::Seconds(1))), ")");
+        return !stop.load();
+      });
+  if (stop) return absl::OkStatus();
+  RETURN_IF_ERROR(reached);
+  OpenSession();
+  SendHello();
+  return Loop();
+}
+
 absl::Status Worker::Run() {
   std::atomic<bool> stop{false};
   SignalWatcher signals([&](int) {
@@ -464,18 +465,19 @@ absl::Status Worker::Run() {
   RETURN_IF_ERROR(Prepare());
   RETURN_IF_ERROR(Listen());
   health_.SetStarted();
-  const absl::Status reached = WaitForCoordinator(
-      options_.coordinator, credentials_, options_.join_timeout, [&](absl::Duration waited) {
-        turns_.Tick();
-        LogInfo("waiting for the coordinator at ", options_.coordinator, " (",
-                absl::FormatDuration(absl::Trunc(waited, absl::Seconds(1))), ")");
-        return !stop.load();
-      });
-  if (stop) return absl::OkStatus();
-  RETURN_IF_ERROR(reached);
-  OpenSession();
-  SendHello();
-  return Loop();
+  const absl::Time until = Clock::Steady().Now() + options_.join_timeout;
+  while (true) {
+    const absl::Status status = Join(until - Clock::Steady().Now(), stop);
+    const bool in_time = Clock::Steady().Now() + kJoinAgain < until;
+    if (welcomed_ || !in_time || WorkerExitCode(status) != kExitCoordinatorLost) return status;
+    // One that was stopping, as when it is replaced: the next one has the same address.
+    LogInfo("the coordinator at ", options_.coordinator, " went before it took this worker; trying again");
+    session_.reset();
+    lease_.reset();
+    turns_.Tick();
+    if (events_.Pop(kJoinAgain).has_value())
+      return absl::OkStatus();  // nobody else is left to send one: a stop
+  }
 }
 
 }  // namespace

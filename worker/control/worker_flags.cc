@@ -60,7 +60,7 @@ void WorkerFlags::DeclareLocal(OptionSet& set) {
       "default: millrace/models under XDG_CACHE_HOME or ~/.cache; if given, it is used even where the "
       "coordinator's path exists");
   set.AddDuration("join-timeout", &options.join_timeout,
-                  "how long a worker waits for the coordinator to answer");
+                  "how long a worker waits for a coordinator that takes it");
   set.AddDuration(
       "coordinator-timeout", &options.coordinator_timeout,
       "silence of the coordinator after which a worker ends with exit code 4; it answers every 500ms");
