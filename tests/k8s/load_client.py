@@ -7,8 +7,10 @@ SIGTERM, then finishes what it began. Prints one JSON object for each attempt: w
 processes of a machine share), status code and reason, tokens received, and whether they were the right ones.
 An attempt that was refused with UNAVAILABLE before anything came is made again after the pause that the server asked for.
 """
+import faulthandler
 import itertools
 import json
+import os
 import signal
 import sys
 import threading
@@ -19,11 +21,14 @@ import harness
 from millrace.v1 import inference_pb2_grpc
 
 stopping = threading.Event()
+# Seconds after SIGTERM at which what still runs is shown, so that the log of a client that does not end tells why.
+TELL_AFTER = 30
 printing = threading.Lock()
 # A client that was refused by the network, not by the server, has been told no pause.
 PAUSE = 0.2
 # gRPC's own pause between attempts to connect grows to two minutes unless it is told otherwise. What is tried again is decided here.
-CHANNEL = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0),
+# An address that is gone takes 20 s to be given up by default.
+CHANNEL = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0), ("grpc.min_reconnect_backoff_ms", 5000),
            ("grpc.initial_reconnect_backoff_ms", 200), ("grpc.max_reconnect_backoff_ms", 1000)]
 
 
@@ -71,7 +76,10 @@ def stream(server, cases, offset):
 
 
 def main():
-    signal.signal(signal.SIGTERM, lambda *_: stopping.set())
+    def stop(*_):
+        faulthandler.dump_traceback_later(TELL_AFTER)
+        stopping.set()
+    signal.signal(signal.SIGTERM, stop)
     server, streams, cases = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
     threads = [threading.Thread(target=stream, args=(server, cases, index)) for index in range(streams)]
     for thread in threads:
@@ -79,6 +87,8 @@ def main():
     for thread in threads:
         thread.join()
     say(done=True)
+    # Everything is said; threads of gRPC's own need not agree to the end.
+    os._exit(0)
 
 
 if __name__ == "__main__":

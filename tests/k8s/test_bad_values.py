@@ -97,6 +97,7 @@ CONTRADICTIONS = [
     ("autoscaling.enabled=true,mode=mpijob,mpijob.enableSsh=true", "autoscaling: whole groups can be scaled with mode lws only, not mpijob"),
     ("mode=lws,autoscaling.enabled=true,autoscaling.type=hpa,autoscaling.minReplicas=9", "autoscaling.minReplicas: must not exceed"),
     ("mode=lws,autoscaling.enabled=true,autoscaling.type=hpa,metrics.enabled=false", "autoscaling: needs metrics.enabled"),
+    ("mode=lws,autoscaling.enabled=true,autoscaling.type=hpa,replicas=2", "replicas: does nothing with autoscaling.enabled"),
     ("mode=lws,autoscaling.enabled=true", "autoscaling.prometheusAddress: where Prometheus answers"),
     ("metrics.enabled=false,metrics.dashboard.enabled=true", "metrics: serviceMonitor, prometheusRule and dashboard need metrics.enabled"),
     ("mode=mpijob", "mode mpijob: pods of an MPIJob start each other by SSH; set mpijob.enableSsh=true"),

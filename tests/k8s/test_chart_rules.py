@@ -118,6 +118,18 @@ def test_startup_may_take_the_budget():
                 assert program != "millrace-coordinator" or flag(args, "replacement-wait") == "3601s"
 
 
+@everywhere
+def test_programs_listen_on_the_ports_of_their_containers(name):
+    """On all addresses, so that probes, Services and peers reach them."""
+    flags = {"client": "listen", "cluster": "cluster-listen", "health": "health-listen", "worker-health": "health-listen", "metrics": "metrics", "hop": "listen"}
+    for pod in filter(serving, chart.pods(objects_of(name))):
+        for container in pod.spec["containers"]:
+            for _, args in [c for c in commands(container) if c[1][:1] != ["drain"]]:
+                for port in container["ports"]:
+                    assert flag(args, flags[port["name"]]) == f"0.0.0.0:{port['containerPort']}", f"{pod.where} {port['name']}"
+                assert flag(args, "advertise") == ("$(POD_IP)" if container["name"] == "worker" else None)
+
+
 def seconds(text):
     return int(text.removesuffix("s"))
 
@@ -348,51 +360,6 @@ def test_tls_is_everywhere_or_nowhere(name):
         assert names == {spec["secretName"]}
         assert {"m-millrace", "m-millrace.ns.svc", "llm.example.com"} <= set(spec["dnsNames"])
         assert {"server auth", "client auth"} <= set(spec["usages"])
-
-
-def admitted(objects, labels, port_name):
-    """Whether a pod of these labels in the namespace may call the port `port_name` of each pod that has it."""
-    answers = set()
-    for pod in chart.pods(objects):
-        if port_name not in [p["name"] for c in pod.containers() for p in c.get("ports", [])] or not serving(pod):
-            continue
-        rules = [o["spec"] for o in objects if o["kind"] == "NetworkPolicy" and
-                 o["spec"]["podSelector"]["matchLabels"].items() <= pod.metadata["labels"].items() and "Ingress" in o["spec"]["policyTypes"]]
-        assert rules, f"nothing guards {pod.where}"
-        answers.add(any(
-            ("ports" not in rule or port_name in [p["port"] for p in rule["ports"]]) and
-            any("namespaceSelector" not in peer and "ipBlock" not in peer and
-                peer["podSelector"].get("matchLabels", {}).items() <= labels.items() for peer in rule["from"])
-            for spec in rules for rule in spec.get("ingress", [])))
-    assert len(answers) == 1
-    return answers.pop()
-
-
-@pytest.mark.parametrize("name", ["cpu", "groups", "lws"])
-def test_network_policy_lets_in_who_should(name):
-    objects = objects_of(name)
-    own = next(pod.metadata["labels"] for pod in chart.pods(objects) if serving(pod))
-    stranger = {"app": "web"}
-    assert [admitted(objects, own, port) for port in ("client", "cluster", "hop")] == [True] * 3
-    assert [admitted(objects, stranger, port) for port in ("client", "cluster", "hop", "health", "metrics")] == [True] + [False] * 4
-    (policy,) = [o["spec"] for o in objects if o["kind"] == "NetworkPolicy" and "Egress" in o["spec"]["policyTypes"]]
-    assert len(policy["egress"]) == 2, "to its own pods and to name servers only"
-
-
-def test_policies_can_be_left_out_and_clients_chosen():
-    assert not any(o["kind"] in ("NetworkPolicy", "PodDisruptionBudget") for o in objects_of("host-path"))
-    objects = objects_of("everything")
-    assert not admitted(objects, {"app": "web"}, "client")
-    (test,) = [pod for pod in chart.pods(objects) if not serving(pod)]
-    assert admitted(objects, test.metadata["labels"], "client"), "helm test gets in whatever the clients are"
-
-
-@pytest.mark.parametrize("url,ports", [("https://x.example.com/m", [443]), ("http://x.example.com/m", [443, 80]),
-                                       ("https://x.example.com:8443/m", [443, 8443])])
-def test_pods_that_download_may_reach_the_server(url, ports):
-    objects = chart.render("--set", f"model.download.url={url},model.download.sha256={'a' * 64}")
-    (policy,) = [o["spec"] for o in objects if o["kind"] == "NetworkPolicy" and "Egress" in o["spec"]["policyTypes"]]
-    assert [port["port"] for port in policy["egress"][2]["ports"]] == ports
 
 
 def test_leader_worker_set():

@@ -14,7 +14,7 @@ SHA = hashlib.sha256(DATA).hexdigest()
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Serves DATA with ranges, as web servers do; /breaks ends each answer after 100 kB."""
+    """Serves DATA with ranges, as web servers do; /breaks ends each answer after 100 kB, /stalls says no more then."""
     protocol_version = "HTTP/1.1"
 
     def do_GET(self):
@@ -30,7 +30,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if begin:
             self.send_header("Content-Range", f"bytes {begin}-{len(DATA) - 1}/{len(DATA)}")
         self.end_headers()
-        self.wfile.write(DATA[begin:begin + 100_000] if self.path == "/breaks" else DATA[begin:])
+        self.wfile.write(DATA[begin:begin + 100_000] if self.path in ("/breaks", "/stalls") else DATA[begin:])
+        if self.path == "/stalls":
+            self.server.over.wait()
         self.close_connection = True
 
     def log_message(self, *_):
@@ -40,22 +42,23 @@ class Handler(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def server():
     it = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    it.begins = []
+    it.begins, it.over = [], threading.Event()
     threading.Thread(target=it.serve_forever, daemon=True).start()
     yield it
+    it.over.set()
     it.shutdown()
 
 
 @pytest.fixture
 def download(server, tmp_path):
-    def run(path="/m", sha=SHA):
+    def run(path="/m", sha=SHA, change=lambda script: script):
         url = f"http://127.0.0.1:{server.server_address[1]}{path}"
         objects = chart.render("--set", f"model.download.url={url},model.download.sha256={sha}")
         (container,) = chart.only(objects, "Deployment")["spec"]["template"]["spec"]["initContainers"]
         env = {e["name"]: e["value"] for e in container["env"]}
         shell, flags, script = container["command"]
         assert "/models/" in script
-        return subprocess.run([shell, flags, script.replace("/models/", f"{tmp_path}/")], env={"PATH": os.environ["PATH"], **env},
+        return subprocess.run([shell, flags, change(script.replace("/models/", f"{tmp_path}/"))], env={"PATH": os.environ["PATH"], **env},
                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120)
     return run
 
@@ -92,6 +95,15 @@ def test_a_whole_part_is_taken_and_a_wrong_one_begun_anew(download, server, tmp_
     # Longer than the file: the server has nothing to add, and the next attempt does not meet it again.
     (tmp_path / "model.gguf.part").write_bytes(DATA + b"x")
     assert download().returncode != 0 and os.listdir(tmp_path) == []
+    assert download().returncode == 0 and (tmp_path / "model.gguf").read_bytes() == DATA
+
+
+def test_a_server_that_says_no_more_is_given_up(download, tmp_path):
+    """And what has come is kept for the next attempt. The script's patience is shortened."""
+    def hasty(script):
+        assert " --speed-limit 1 --speed-time 60 " in script and " --retry 5 " in script
+        return script.replace("--speed-limit 1 --speed-time 60", "--speed-limit 999999999 --speed-time 1").replace("--retry 5", "--retry 0")
+    assert download("/stalls", change=hasty).returncode == 28 and (tmp_path / "model.gguf.part").read_bytes() == DATA[:100_000]
     assert download().returncode == 0 and (tmp_path / "model.gguf").read_bytes() == DATA
 
 

@@ -101,7 +101,7 @@ readinessProbe:
       if [ -e "$file" ] && check "$file"; then echo "the model is there"; exit 0; fi
       if ! { [ -e "$file.part" ] && check "$file.part"; }; then
         echo "downloading $MODEL_URL"
-        curl --fail --location --silent --show-error --retry 5 --retry-connrefused --continue-at - --output "$file.part" "$MODEL_URL" || {
+        curl --fail --location --silent --show-error --retry 5 --retry-connrefused --connect-timeout 30 --speed-limit 1 --speed-time 60 --continue-at - --output "$file.part" "$MODEL_URL" || {
           code=$?
           # What is there cannot be continued: the next attempt begins anew.
           case $code in 22|33|36) rm -f "$file.part" ;; esac

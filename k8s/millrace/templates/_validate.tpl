@@ -125,6 +125,9 @@
 {{- if and $v.autoscaling.enabled (gt (int $v.autoscaling.minReplicas) (int $v.autoscaling.maxReplicas)) -}}
 {{- fail "autoscaling.minReplicas: must not exceed autoscaling.maxReplicas" -}}
 {{- end -}}
+{{- if and $v.autoscaling.enabled (ne (int $v.replicas) 1) -}}
+{{- fail "replicas: does nothing with autoscaling.enabled; set autoscaling.minReplicas" -}}
+{{- end -}}
 {{- if and $v.autoscaling.enabled (not $v.metrics.enabled) -}}
 {{- fail "autoscaling: needs metrics.enabled, which tells how many requests wait" -}}
 {{- end -}}
