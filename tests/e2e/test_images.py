@@ -70,6 +70,8 @@ def test_stages_are_pinned_and_end_without_root(name):
     labels = next(rest for word, rest in last if word == "LABEL")
     for label in ("title", "description", "version", "revision", "base.name"):
         assert f"org.opencontainers.image.{label}=" in labels
+    if "mpi" in every:
+        assert any("usermod --shell /bin/sh millrace" in rest for _, rest in every["mpi"]), "sshd runs commands by the login shell"
     if name == "Dockerfile.cuda":
         assert any("NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility" == rest for _, rest in last)
 
