@@ -48,17 +48,24 @@ class Watcher final : public grpc::ServerWriteReactor<HealthCheckResponse> {
 
  private:
   void Look() {
+    // Not under the lock: once it is called, another thread may destroy this.
+    if (LookAgain()) Finish(grpc::Status::CANCELLED);
+  }
+  // True: it is over, and nothing is outstanding.
+  bool LookAgain() {
     const ServingStatus now = StatusOf(health_, service_);
     MutexLock lock(&mutex_);
-    if (cancelled_) return Finish(grpc::Status::CANCELLED);
+    if (cancelled_) return true;
     if (!told_.has_value() || *told_ != now) {
       told_ = now;
       response_.set_status(now);
-      return StartWrite(&response_);
+      StartWrite(&response_);
+      return false;
     }
     // A new one each time: an alarm keeps its callback, which is what runs here, until it is set again.
     alarm_ = std::make_unique<grpc::Alarm>();
     alarm_->Set(std::chrono::system_clock::now() + kWatchInterval, [this](bool) { Look(); });
+    return false;
   }
   void OnWriteDone(bool ok) override {
     if (ok) return Look();
