@@ -95,6 +95,9 @@
 {{- if and $v.gpu.enabled (ne (include "millrace.gpusPerWorker" . | int) (int $v.tensorParallel)) -}}
 {{- fail (printf "gpu.perWorker: %d GPUs for %d shards: each shard has one GPU, so it must equal tensorParallel; for %d GPUs in all, stages x tensorParallel must be %d" (int $v.gpu.perWorker) (int $v.tensorParallel) (mul $v.stages $v.gpu.perWorker) (mul $v.stages $v.gpu.perWorker)) -}}
 {{- end -}}
+{{- if and $v.gpu.enabled (or (hasKey (default dict $v.worker.resources.limits) $v.gpu.resource) (hasKey (default dict $v.worker.resources.requests) $v.gpu.resource)) -}}
+{{- fail (printf "worker.resources: %s is set by the chart: tensorParallel says how many" $v.gpu.resource) -}}
+{{- end -}}
 {{- if and (not $v.gpu.enabled) (or $v.gpu.runtimeClassName $v.gpu.nccl (gt (int $v.gpu.perWorker) 0)) -}}
 {{- fail "gpu: gpu.perWorker, gpu.runtimeClassName and gpu.nccl do nothing without gpu.enabled" -}}
 {{- end -}}
