@@ -348,11 +348,14 @@ def test_tls_is_everywhere_or_nowhere(name):
             mounted = {m["mountPath"] for m in container.get("volumeMounts", [])}
             for program, args in commands(container):
                 assert flag(args, "tls-name") == server_name, f"{pod.where}: {program} {args}"
-                for which in ("ca",) if program == "millrace" else ("ca", "cert", "key"):
+                # Clients in the coordinator's and workers' pods have a certificate to show.
+                for which in ("ca",) if args[:1] == ["generate"] else ("ca", "cert", "key"):
                     path = flag(args, f"tls-{which}")
                     assert (path is not None) == (server_name is not None)
                     if path:
                         assert os.path.dirname(path) in mounted
+        if server_name and not serving(pod):
+            assert [v["secret"].get("items") for v in pod.spec["volumes"]] == [[{"key": "ca.crt", "path": "ca.crt"}]], "who needs no key gets none"
     if name == "tls-cert-manager":
         objects = objects_of(name)
         spec = chart.only(objects, "Certificate")["spec"]

@@ -28,7 +28,8 @@ def ca(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def rendered(tmp_path_factory, real_model):
-    return load(render(tmp_path_factory.mktemp("chart"), real_model, tls={"mode": "existingSecret", "existingSecret": "m-tls"}))
+    return load(render(tmp_path_factory.mktemp("chart"), real_model, tls={"mode": "existingSecret", "existingSecret": "m-tls"},
+                       coordinator={"extraArgs": ["--tls-clients=require"]}))
 
 
 @pytest.fixture(scope="module")
@@ -44,19 +45,21 @@ def cluster(tmp_path_factory, real_model, rendered, ca):
         yield running
 
 
-TRUST = {"pod": {"volumes": [{"name": "tls", "secret": {"secretName": "m-tls", "items": [{"key": "ca.crt", "path": "ca.crt"}]}}]},
-         "volumeMounts": [{"name": "tls", "mountPath": "/tls", "readOnly": True}]}
+PKI = {"pod": {"volumes": [{"name": "tls", "secret": {"secretName": "m-tls"}}]}, "volumeMounts": [{"name": "tls", "mountPath": "/tls", "readOnly": True}]}
+TRUST = ["--tls-ca=/tls/ca.crt", f"--tls-name={NAME}"]
+SHOW = ["--tls-cert=/tls/tls.crt", "--tls-key=/tls/tls.key"]
 
 
-def test_clients_that_trust_the_ca_are_served(cluster, rendered, golden):
-    check_golden_tokens(cluster, golden["capital"], flags=["--tls-ca=/tls/ca.crt", f"--tls-name={NAME}"], **TRUST)
+def test_clients_with_a_certificate_are_served(cluster, rendered, golden):
+    check_golden_tokens(cluster, golden["capital"], flags=TRUST + SHOW, **PKI)
     run_helm_test(cluster, rendered)
 
 
-def test_plain_text_is_refused(cluster):
-    succeeded, output = cluster.run_pod(pod_object("plain", [
-        "millrace", "generate", f"--server={NAME}:50051", "--max-tokens=1", "--timeout=20s", "Hello"]))
-    assert not succeeded and output.strip(), output
+def test_others_are_refused(cluster):
+    for flags in ([], TRUST):
+        succeeded, output = cluster.run_pod(pod_object("other", [
+            "millrace", "generate", f"--server={NAME}:50051", "--max-tokens=1", "--timeout=20s", *flags, "Hello"], **PKI))
+        assert not succeeded and output.strip(), output
 
 
 def serial(cluster, port):
@@ -73,7 +76,7 @@ def test_a_renewed_certificate_is_shown_without_a_restart(cluster, ca, golden):
     before_restarts = {pod.name: [life.restarts for life in pod.lives] for pod in cluster.pod_list()}
     cluster.apply([secret(ca.issue("second", hosts=f"DNS:{NAME}"))])
     cluster.wait(lambda: all(serial(cluster, port) not in ("", before[port]) for port in before), "both ports show the new certificate")
-    check_golden_tokens(cluster, golden["capital"], flags=["--tls-ca=/tls/ca.crt", f"--tls-name={NAME}"], **TRUST)
+    check_golden_tokens(cluster, golden["capital"], flags=TRUST + SHOW, **PKI)
     # On a busy machine a probe may be late; nothing is restarted.
     cluster.wait_rolled_out(PATIENCE)
     assert {pod.name: [life.restarts for life in pod.lives] for pod in cluster.pod_list()} == before_restarts

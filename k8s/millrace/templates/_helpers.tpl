@@ -70,9 +70,14 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end }}
 {{- end -}}
 
-{{/* Flags of a client of the coordinator, on one line. */}}
+{{/* Flags of a client in a pod that has a certificate, on one line: the coordinator may ask for it. */}}
 {{- define "millrace.clientTls" -}}
-{{- if include "millrace.hasTls" . }} --tls-ca=/etc/millrace/tls/ca.crt --tls-name={{ include "millrace.serverName" . }}{{- end -}}
+{{- with include "millrace.tlsArgs" . }} {{ regexReplaceAll "(^|\n)- " . " " | trim }}{{ end -}}
+{{- end -}}
+
+{{/* Whether clients must show a certificate. */}}
+{{- define "millrace.asksClients" -}}
+{{- if has "--tls-clients=require" .Values.coordinator.extraArgs -}}true{{- end -}}
 {{- end -}}
 
 {{- define "millrace.modelPath" -}}

@@ -149,9 +149,8 @@ lifecycle:
         - drain
         - --server=127.0.0.1:50051
         - --wait={{ .Values.drain.waitSeconds }}s
-        {{- if include "millrace.hasTls" . }}
-        - --tls-ca=/etc/millrace/tls/ca.crt
-        - --tls-name={{ include "millrace.serverName" . }}
+        {{- with include "millrace.tlsArgs" . }}
+        {{- . | nindent 8 }}
         {{- end }}
 {{- end -}}
 
