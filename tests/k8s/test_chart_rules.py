@@ -143,6 +143,7 @@ def test_grace_is_longer_than_drain_and_shutdown(name):
             drains = [args for program, args in commands(container) if args[:1] == ["drain"]]
             assert len(drains) == 1, f"{pod.where} {container['name']} is not drained"
             (args,) = drains
+            assert container["livenessProbe"]["terminationGracePeriodSeconds"] < pod.spec["terminationGracePeriodSeconds"], "what hangs is not waited for"
             grace = [flag(a, "grace") for _, a in commands(container) if flag(a, "grace")]
             shutdown = seconds(grace[0]) if grace else 0
             assert seconds(flag(args, "wait")) + shutdown < pod.spec["terminationGracePeriodSeconds"]

@@ -11,6 +11,8 @@ livenessProbe:
   periodSeconds: {{ mul $p.periodSeconds 2 }}
   timeoutSeconds: {{ $p.timeoutSeconds }}
   failureThreshold: {{ $p.failureThreshold }}
+  # What hangs drains nothing: it is not waited for as long as a pod that is told to end.
+  terminationGracePeriodSeconds: {{ min (add .root.Values.drain.shutdownSeconds 5) .root.Values.terminationGracePeriodSeconds }}
 readinessProbe:
   grpc: {port: {{ .port }}, service: readiness}
   periodSeconds: {{ $p.periodSeconds }}
