@@ -97,6 +97,7 @@ class Worker {
   std::unique_ptr<HopListener> listener_;
   std::unique_ptr<grpc::Server> server_;
   std::atomic<bool> welcomed_{false};  // a coordinator has taken this worker
+  std::atomic<bool> ending_{false};    // the coordinator has ended the cluster
   FetchInterrupter interrupter_;
   std::unique_ptr<StageHost> host_;
   std::unique_ptr<CoordinatorSession> session_;
@@ -246,6 +247,7 @@ void Worker::SendHello() {
 void Worker::OnCoordinatorMessage(v1::CoordinatorMessage message) {
   lease_->Heard();
   if (message.has_welcome()) welcomed_ = true;
+  if (message.has_shutdown()) ending_ = true;
   if (message.has_clock_answer()) {
     MutexLock lock(&clock_mutex_);
     answered_sent_ns_ = message.clock_answer().heartbeat_sent_ns();
@@ -261,6 +263,7 @@ void Worker::OnCoordinatorMessage(v1::CoordinatorMessage message) {
 }
 
 void Worker::SendStageFailed(Epoch epoch, const absl::Status& why) {
+  if (ending_) return;  // neighbours end their hops, too
   LogWarning("epoch ", epoch.value(), " cannot go on: ", why.message());
   v1::WorkerMessage message;
   message.mutable_stage_failed()->set_epoch(epoch.value());
