@@ -61,6 +61,11 @@ def test_notes_can_be_pasted(name, tmp_path, protos):
     for words in lines:
         if words[0] == "kubectl":
             assert words[1:3] == ["--namespace", "ns"]
+            if "--selector" in words:
+                wanted = dict(pair.split("=") for pair in words[words.index("--selector") + 1].split(","))
+                selected = [pod for pod in chart.pods(objects) if wanted.items() <= pod.metadata["labels"].items()]
+                assert wanted["app.kubernetes.io/instance"] == "m" and selected, words
+                assert not any(pod.where.startswith("Pod/") for pod in selected), "helm test's pod, too"
             for word in words:
                 kind, _, named = word.partition("/")
                 if kind == "service":
