@@ -68,8 +68,9 @@ std::shared_ptr<grpc::Channel> MakeControlChannel(const std::string& address,
 }
 
 std::shared_ptr<grpc::Channel> MakeBulkChannel(const std::string& address,
-                                               const SharedCredentials& credentials) {
+                                               const SharedCredentials& credentials, int max_message_bytes) {
   grpc::ChannelArguments args = CommonArguments();
+  args.SetMaxReceiveMessageSize(max_message_bytes);
   args.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
   args.SetInt(GRPC_ARG_HTTP2_MAX_FRAME_SIZE, (16 << 20) - 1);
   args.SetInt(GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES, 16 << 20);

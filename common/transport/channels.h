@@ -20,9 +20,11 @@ std::shared_ptr<grpc::Channel> MakeControlChannel(const std::string& address,
                                                   const SharedCredentials& credentials = nullptr);
 
 // Hops: activations of any size, on connections of their own so that a large one never stands before a plan.
-// Those to Unix sockets are plain text, whatever the credentials.
+// Those to Unix sockets are plain text, whatever the credentials. Answers above `max_message_bytes` end with
+// RESOURCE_EXHAUSTED; negative: none is too large.
 std::shared_ptr<grpc::Channel> MakeBulkChannel(const std::string& address,
-                                               const SharedCredentials& credentials = nullptr);
+                                               const SharedCredentials& credentials = nullptr,
+                                               int max_message_bytes = -1);
 
 // Refuses a port that is in use (gRPC would share it), takes messages of up to `max_message_bytes`.
 void ConfigureServer(grpc::ServerBuilder& builder, size_t max_message_bytes);

@@ -48,6 +48,13 @@ ssize_t ReadAll(int file, char* data, size_t size, uint64_t offset) {
   return static_cast<ssize_t>(done);
 }
 
+bool IsOpenUnder(int file, const std::string& path) {
+  struct stat open_one = {};
+  struct stat named_one = {};
+  return fstat(file, &open_one) == 0 && lstat(path.c_str(), &named_one) == 0 &&
+         open_one.st_dev == named_one.st_dev && open_one.st_ino == named_one.st_ino;
+}
+
 absl::Span<const uint8_t> Bytes(absl::string_view data) {
   return {reinterpret_cast<const uint8_t*>(data.data()), data.size()};
 }
@@ -70,8 +77,14 @@ ModelCache::ModelCache(std::string folder, const ModelManifest& manifest)
 }
 
 ModelCache::~ModelCache() {
-  if (file_ >= 0) close(file_);
-  if (journal_file_ >= 0) close(journal_file_);
+  CloseFiles();
+}
+
+void ModelCache::CloseFiles() {
+  for (int* file : {&file_, &journal_file_}) {
+    if (*file >= 0) close(*file);
+    *file = -1;
+  }
 }
 
 absl::Status ModelCache::Error(int error, absl::string_view what, const std::string& path) const {
@@ -104,14 +117,26 @@ absl::Status ModelCache::OpenFiles() {
 }
 
 absl::Status ModelCache::Lock(const std::function<bool()>& keep_waiting) {
+  RETURN_IF_ERROR(LockJournal(keep_waiting));
+  // A lock on files that were removed keeps nobody from those that have their names now.
+  if (!IsOpenUnder(journal_file_, journal_path_) || !IsOpenUnder(file_, path_)) {
+    CloseFiles();
+    ++generation_;
+    RETURN_IF_ERROR(OpenFiles());
+    RETURN_IF_ERROR(LockJournal(keep_waiting));
+  }
+  const absl::Status status = ReadJournal();
+  if (!status.ok()) Unlock();
+  return status;
+}
+
+absl::Status ModelCache::LockJournal(const std::function<bool()>& keep_waiting) {
   while (flock(journal_file_, LOCK_EX | LOCK_NB) != 0) {
     if (errno != EWOULDBLOCK && errno != EINTR) return Error(errno, "lock", journal_path_);
     if (!keep_waiting()) return absl::CancelledError("stopped");
     std::this_thread::sleep_for(kLockPause);
   }
-  const absl::Status status = ReadJournal();
-  if (!status.ok()) Unlock();
-  return status;
+  return absl::OkStatus();
 }
 
 void ModelCache::Unlock() {
@@ -137,7 +162,8 @@ absl::Status ModelCache::ReadJournal() {
     if (ftruncate(journal_file_, 0) != 0 || !WriteAll(journal_file_, text, 0)) {
       return Error(errno, "write", journal_path_);
     }
-    if (ftruncate(file_, 0) != 0 || ftruncate(file_, static_cast<off_t>(manifest_.file_bytes)) != 0) {
+    // It keeps what it has: another process may have mapped it, and would die of pages that are gone.
+    if (ftruncate(file_, static_cast<off_t>(manifest_.file_bytes)) != 0) {
       return Error(errno, "make as large as the model", path_);
     }
   }

@@ -34,13 +34,18 @@ class ModelCache {
   ModelCache(const ModelCache&) = delete;
   ModelCache& operator=(const ModelCache&) = delete;
 
-  // Of the model's bytes; holes where nothing was sent yet.
+  // Of the model's bytes; anything where nothing was sent yet.
   const std::string& path() const { return path_; }
 
   // Waits until no other process has the lock, then reads the journal again. CANCELLED: `keep_waiting`,
-  // called about ten times a second, returned false.
+  // called about ten times a second, returned false. Files that somebody removed are made anew: see
+  // generation.
   absl::Status Lock(const std::function<bool()>& keep_waiting);
   void Unlock();
+
+  // Changes when Lock found other files than those before: nothing that was known of those holds any more,
+  // and mappings of `path` are not of the new one.
+  int generation() const { return generation_; }
 
   // All below REQUIRE the lock.
 
@@ -64,6 +69,8 @@ class ModelCache {
  private:
   ModelCache(std::string folder, const ModelManifest& manifest);
   absl::Status OpenFiles();
+  void CloseFiles();
+  absl::Status LockJournal(const std::function<bool()>& keep_waiting);
   absl::Status ReadJournal();
   absl::Status Mark(uint32_t chunk, uint8_t present);
   absl::Status Error(int error, absl::string_view what, const std::string& path) const;
@@ -74,6 +81,7 @@ class ModelCache {
   std::string journal_path_;
   int file_ = -1;
   int journal_file_ = -1;
+  int generation_ = 0;
   std::string journal_;  // a byte for each chunk: 1 if it is there
 };
 
