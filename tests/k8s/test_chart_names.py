@@ -1,7 +1,9 @@
 """Names of objects: over upgrades, at their greatest length, and where YAML would read something else."""
 import re
+import shutil
 
 import pytest
+import yaml
 
 import chart
 import schema
@@ -15,6 +17,17 @@ def test_an_upgrade_changes_no_field_that_cannot_change():
     before = fixed(*chart.LEAST)
     after = fixed(*chart.LEAST, "--set", "stages=5,replicas=3,worker.podLabels.x=y,metrics.enabled=false,model.push=true,worker.kvMemory=2GiB")
     assert before.items() <= after.items() and len(after) == 6
+
+
+def test_another_version_of_the_chart_alone_replaces_no_pod(tmp_path):
+    templates = []
+    for version in ("1.2.3", "1.2.4"):
+        shutil.copytree(chart.CHART, tmp_path / version)
+        meta = tmp_path / version / "Chart.yaml"
+        meta.write_text(re.sub("^version: .*$", f"version: {version}", meta.read_text(), flags=re.MULTILINE))
+        done = chart.run("helm", "template", "m", tmp_path / version, *chart.LEAST, "--set", "joinSecret.existingSecret=s")
+        templates.append([(pod.where, pod.metadata, pod.spec) for pod in chart.pods([obj for obj in yaml.safe_load_all(done.stdout) if obj])])
+    assert len(templates[0]) == 3 and templates[0] == templates[1]
 
 
 @pytest.mark.parametrize("change", ["image.tag=9.9", "image.digest=sha256:" + "0" * 64, "tls.mode=existingSecret,tls.existingSecret=s", "model.path=other.gguf",

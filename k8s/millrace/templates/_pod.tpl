@@ -284,8 +284,10 @@ lifecycle:
 
 {{/* root, component (coordinator, worker or leader), group, settings: values of the component */}}
 {{- define "millrace.podMetadata" -}}
+{{- /* Not the chart's version: pods are not replaced for that alone. */}}
 labels:
-  {{- include "millrace.labels" .root | nindent 2 }}
+  {{- include "millrace.selector" .root | nindent 2 }}
+  app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
   app.kubernetes.io/component: {{ .component }}
   {{- if ne .component "worker" }}
   millrace/coordinator: "true"
