@@ -108,7 +108,7 @@ class Coordinator {
   void MakeFrontend();
   void MakeEngine();
   void MakeCluster();
-  void MakeModelSource();
+  absl::Status MakeModelSource();
   absl::StatusOr<CoordinatorAddresses> Listen();
   void AddClusterServices(grpc::ServerBuilder& builder);
   absl::Status BuildClusterServer(CoordinatorAddresses& addresses);
@@ -128,6 +128,7 @@ class Coordinator {
   LoadedModel model_;
   std::vector<LayerRange> placement_;
   BoundedQueue<int> signals_;
+  std::atomic<bool> stop_asked_{false};
   std::atomic<bool> drain_told_{false};
   std::unique_ptr<Frontend> frontend_;
   std::unique_ptr<Engine> engine_;
@@ -173,9 +174,9 @@ absl::Status Coordinator::Prepare() {
   if (options_.context_tokens == 0) options_.context_tokens = model_context;
   model_.hyper_parameters.context_tokens = options_.context_tokens;
   ASSIGN_OR_RETURN(placement_, ChoosePlacement(options_, *model_.shape));
+  if (options_.push_model) RETURN_IF_ERROR(MakeModelSource());
   MakeFrontend();
   MakeEngine();
-  if (options_.push_model) MakeModelSource();
   MakeCluster();
   return absl::OkStatus();
 }
@@ -228,12 +229,22 @@ void Coordinator::MakeEngine() {
   frontend_->SetEngine(engine_.get());
 }
 
-void Coordinator::MakeModelSource() {
+// May take minutes.
+absl::Status Coordinator::MakeModelSource() {
   const absl::Time begin = Clock::Steady().Now();
-  model_source_ = std::make_unique<ModelSource>(*model_.file, secret_);
+  const auto on_turn = [&, said = begin](uint64_t hashed) mutable {
+    const absl::Time now = Clock::Steady().Now();
+    if (now - said >= absl::Seconds(1)) {
+      LogInfo("hashing the model: ", FormatBytes(hashed), " of ", FormatBytes(model_.file->size_bytes()));
+      said = now;
+    }
+    return !stop_asked_.load();
+  };
+  ASSIGN_OR_RETURN(model_source_, ModelSource::Create(*model_.file, secret_, on_turn));
   LogInfo("hashed ", FormatBytes(model_.file->size_bytes()), " of the model in ",
           absl::FormatDuration(absl::Trunc(Clock::Steady().Now() - begin, absl::Milliseconds(1))),
           ": workers without the file will be sent what they need");
+  return absl::OkStatus();
 }
 
 void Coordinator::MakeCluster() {
@@ -390,9 +401,17 @@ void Coordinator::Stop() {
 }
 
 absl::Status Coordinator::Run(const std::function<absl::Status(const CoordinatorAddresses&)>& on_listening) {
-  SignalWatcher watcher([this](int signal) { signals_.Push(signal); });
+  SignalWatcher watcher([this](int signal) {
+    stop_asked_ = true;
+    signals_.Push(signal);
+  });
   RETURN_IF_ERROR(ServeHealth());
-  RETURN_IF_ERROR(Prepare());
+  const absl::Status prepared = Prepare();
+  if (stop_asked_ && absl::IsCancelled(prepared)) {
+    LogInfo("stopping, before anything was served");
+    return absl::OkStatus();
+  }
+  RETURN_IF_ERROR(prepared);
   frontend_->Start();
   engine_->Start();
   absl::StatusOr<CoordinatorAddresses> addresses = Listen();

@@ -20,17 +20,24 @@ void CutRange(ByteRange range, std::vector<ModelChunk>& chunks) {
   }
 }
 
-void HashChunks(absl::Span<const uint8_t> bytes, int threads, std::vector<ModelChunk>& chunks) {
+// False: `on_turn` ended it.
+bool HashChunks(absl::Span<const uint8_t> bytes, int threads, const std::function<bool(uint64_t)>& on_turn,
+                std::vector<ModelChunk>& chunks) {
   std::atomic<size_t> next{0};
-  const auto work = [&] {
-    for (size_t i = next++; i < chunks.size(); i = next++) {
+  std::atomic<uint64_t> hashed{0};
+  std::atomic<bool> go_on{true};
+  const auto work = [&](const std::function<bool(uint64_t)>& turn) {
+    for (size_t i = next++; i < chunks.size() && go_on; i = next++) {
       chunks[i].sha256 = Sha256Of(bytes.subspan(chunks[i].offset, chunks[i].size));
+      hashed += chunks[i].size;
+      if (turn && !turn(hashed)) go_on = false;
     }
   };
   std::vector<std::thread> others;
-  for (int i = 1; i < threads; ++i) others.emplace_back(work);
-  work();
+  for (int i = 1; i < threads; ++i) others.emplace_back(work, nullptr);
+  work(on_turn);
   for (std::thread& other : others) other.join();
+  return go_on;
 }
 
 absl::Status BadManifest(size_t chunk, absl::string_view what) {
@@ -45,7 +52,8 @@ ByteRange RangeInFile(const GgufFile& file, absl::Span<const uint8_t> part) {
   return {static_cast<uint64_t>(part.data() - file.bytes().data()), part.size()};
 }
 
-ModelManifest MakeManifest(const GgufFile& file, int threads) {
+absl::StatusOr<ModelManifest> MakeManifest(const GgufFile& file, int threads,
+                                           const std::function<bool(uint64_t)>& on_turn) {
   ModelManifest manifest;
   manifest.fingerprint = file.Fingerprint();
   manifest.file_bytes = file.size_bytes();
@@ -56,7 +64,9 @@ ModelManifest MakeManifest(const GgufFile& file, int threads) {
   std::sort(tensors.begin(), tensors.end(),
             [](const ByteRange& a, const ByteRange& b) { return a.offset < b.offset; });
   for (const ByteRange& tensor : tensors) CutRange(tensor, manifest.chunks);
-  HashChunks(file.bytes(), threads, manifest.chunks);
+  if (!HashChunks(file.bytes(), threads, on_turn, manifest.chunks)) {
+    return absl::CancelledError("stopped while the model was hashed");
+  }
   return manifest;
 }
 

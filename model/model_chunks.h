@@ -3,10 +3,12 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "model/gguf_file.h"
 #include "model/sha256.h"
@@ -39,8 +41,10 @@ struct ModelManifest {
   std::vector<ModelChunk> chunks;  // by rising offset, disjoint
 };
 
-// Reads the whole file once, on `threads` threads.
-ModelManifest MakeManifest(const GgufFile& file, int threads);
+// Reads the whole file once, on `threads` threads, the caller's among them. `on_turn`, if given, is called on
+// that one after each of its chunks, with the bytes that all have hashed. CANCELLED: it returned false.
+absl::StatusOr<ModelManifest> MakeManifest(const GgufFile& file, int threads,
+                                           const std::function<bool(uint64_t hashed)>& on_turn = nullptr);
 
 // Hex SHA-256 over everything in it. Whoever knows it can trust a manifest from anywhere, and with that every
 // chunk.

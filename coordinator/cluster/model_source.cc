@@ -9,6 +9,7 @@
 #include "common/clock.h"
 #include "common/log.h"
 #include "common/options.h"
+#include "common/status_macros.h"
 #include "common/transport/channels.h"
 #include "common/transport/hop_link.h"
 #include "common/transport/secret.h"
@@ -86,10 +87,16 @@ class ModelSource::Transfer final : public grpc::ServerWriteReactor<v1::ModelChu
   v1::ModelChunk message_;
 };
 
-ModelSource::ModelSource(const GgufFile& file, std::string secret)
+absl::StatusOr<std::unique_ptr<ModelSource>> ModelSource::Create(
+    const GgufFile& file, std::string secret, const std::function<bool(uint64_t hashed)>& on_turn) {
+  ASSIGN_OR_RETURN(ModelManifest manifest, MakeManifest(file, HashThreads(), on_turn));
+  return std::unique_ptr<ModelSource>(new ModelSource(file, std::move(secret), std::move(manifest)));
+}
+
+ModelSource::ModelSource(const GgufFile& file, std::string secret, ModelManifest manifest)
     : file_(file),
       secret_(std::move(secret)),
-      manifest_(MakeManifest(file, HashThreads())),
+      manifest_(std::move(manifest)),
       digest_(ManifestDigest(manifest_)) {}
 
 grpc::ServerUnaryReactor* ModelSource::SendManifest(grpc::CallbackServerContext* context,

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -16,8 +17,9 @@ namespace millrace {
 class ModelSource {
  public:
   // Reads and hashes the whole file, which outlives this and must not change. `secret`: what callers must
-  // know.
-  ModelSource(const GgufFile& file, std::string secret);
+  // know. `on_turn`: as MakeManifest's. CANCELLED: it returned false.
+  static absl::StatusOr<std::unique_ptr<ModelSource>> Create(
+      const GgufFile& file, std::string secret, const std::function<bool(uint64_t hashed)>& on_turn);
 
   // Whoever knows it can check everything that this sends.
   const std::string& manifest_sha256() const { return digest_; }
@@ -29,6 +31,7 @@ class ModelSource {
 
  private:
   class Transfer;
+  ModelSource(const GgufFile& file, std::string secret, ModelManifest manifest);
   absl::Status Check(const grpc::CallbackServerContext& context, const v1::FetchModelRequest& request) const;
 
   const GgufFile& file_;

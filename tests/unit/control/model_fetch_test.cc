@@ -25,7 +25,7 @@ class FakeSource final : public v1::Cluster::Service {
   explicit FakeSource(std::vector<uint8_t> bytes)
       : bytes_(std::move(bytes)),
         file_(*GgufFile::Parse(bytes_, "model")),
-        manifest_(MakeManifest(*file_, 1)) {
+        manifest_(*MakeManifest(*file_, 1)) {
     wire_.set_model_fingerprint(manifest_.fingerprint);
     wire_.set_file_bytes(manifest_.file_bytes);
     wire_.set_header_chunks(manifest_.header_chunks);

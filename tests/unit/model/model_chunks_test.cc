@@ -37,7 +37,12 @@ ModelManifest ThreeChunks() {
 
 TEST(ModelChunks, CutEachTensorByItself) {
   const Model model = MakeModel();
-  const ModelManifest manifest = MakeManifest(*model.file, 3);
+  uint64_t hashed = 0;
+  const ModelManifest manifest = *MakeManifest(*model.file, 3, [&](uint64_t bytes) {
+    EXPECT_GT(bytes, hashed);
+    hashed = bytes;
+    return true;
+  });
   EXPECT_TRUE(CheckManifest(manifest).ok());
   EXPECT_EQ(manifest.fingerprint, model.file->Fingerprint());
   EXPECT_EQ(manifest.file_bytes, model.bytes.size());
@@ -55,6 +60,15 @@ TEST(ModelChunks, CutEachTensorByItself) {
     cut += chunk.size;
   }
   EXPECT_EQ(cut, all);
+  EXPECT_LE(hashed, all);
+}
+
+TEST(ModelChunks, HashingCanBeStopped) {
+  const Model model = MakeModel();
+  int turns = 0;
+  const absl::Status status = MakeManifest(*model.file, 1, [&](uint64_t) { return ++turns < 3; }).status();
+  EXPECT_TRUE(absl::IsCancelled(status)) << status;
+  EXPECT_EQ(turns, 3);
 }
 
 TEST(ModelChunks, RangesTakeTheChunksTheyTouch) {

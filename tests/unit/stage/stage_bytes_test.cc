@@ -25,7 +25,7 @@ Model MakeModel(const TinyLlamaOptions& options) {
 
 // Names of the tensors whose chunks a stage needs, each of them whole.
 std::set<std::string> Needed(const Model& model, const StageLayout& layout, uint32_t shards) {
-  const ModelManifest manifest = MakeManifest(*model.file, 1);
+  const ModelManifest manifest = *MakeManifest(*model.file, 1);
   const absl::StatusOr<std::vector<ByteRange>> ranges =
       StageByteRanges(*model.file, model.hyper_parameters, layout, shards);
   EXPECT_TRUE(ranges.ok()) << ranges.status();
