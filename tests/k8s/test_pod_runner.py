@@ -1,12 +1,14 @@
 """The pod runner's own parts, without pods: what it computes must be what Kubernetes computes."""
 import asyncio
 import base64
+import copy
 import os
 import socket
 import struct
 import subprocess
 import sys
 import threading
+import types
 
 import pytest
 
@@ -196,6 +198,51 @@ def test_pods_of_a_leader_worker_set():
     assert env == {"LWS_LEADER_ADDRESS": "m-1.m.n", "LWS_GROUP_SIZE": "3", "LWS_WORKER_INDEX": "2", "MINE": "2"}
     with pytest.raises(BadObject, match="does not play restartPolicy"):
         lws.check({**owner, "spec": {"leaderWorkerTemplate": {"size": 1}}})
+
+
+class FakePods:
+    """What a controller asks of the cluster, with pods that do nothing."""
+
+    def __init__(self):
+        self.pods = []
+
+    def pod_list(self):
+        return list(self.pods)
+
+    def add_pod(self, obj):
+        pod = types.SimpleNamespace(object=obj, labels=obj["metadata"]["labels"], ready=False, deleting=False)
+        pod.delete = lambda: setattr(pod, "deleting", True)
+        self.pods.append(pod)
+
+
+def test_an_update_of_a_leader_worker_set_leaves_one_group_whole():
+    cluster = FakePods()
+    template = {"size": 2, "restartPolicy": "None", "workerTemplate": {"spec": {"containers": [{"name": "main", "image": "old"}]}}}
+    controller = lws.LeaderWorkerSet(cluster, {"kind": "LeaderWorkerSet", "metadata": {"name": "m", "namespace": "n"},
+                                               "spec": {"replicas": 2, "leaderWorkerTemplate": template}})
+
+    def settle():
+        """All that exist become ready, those that are deleted are gone."""
+        cluster.pods = [pod for pod in cluster.pods if not pod.deleting]
+        for pod in cluster.pods:
+            pod.ready = True
+
+    def whole():
+        groups = [[pod.ready and not pod.deleting for pod in cluster.pods if pod.labels[f"{lws.PREFIX}/group-index"] == group] for group in "01"]
+        return [len(pods) == 2 and all(pods) for pods in groups]
+    for _ in range(3):
+        controller.reconcile()
+        settle()
+    assert whole() == [True, True] and controller.done()
+    controller.object = copy.deepcopy(controller.object)
+    controller.object["spec"]["leaderWorkerTemplate"]["workerTemplate"]["spec"]["containers"][0]["image"] = "new"
+    seen = []
+    while not controller.done():
+        controller.reconcile()
+        seen.append(whole())
+        settle()
+        assert len(seen) < 20
+    assert [True, False] in seen and [False, True] in seen and [False, False] not in seen
 
 
 def query(name, kind=1):

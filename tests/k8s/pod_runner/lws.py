@@ -69,7 +69,8 @@ class LeaderWorkerSet(Controller):
                 for pod in pods:
                     pod.delete()
                 return
-            if not all(pod.ready and not pod.deleting for pod in pods):
+            # The next group goes only when this one is whole again.
+            if len(pods) < self.object["spec"]["leaderWorkerTemplate"]["size"] or not all(pod.ready and not pod.deleting for pod in pods):
                 return
 
     def done(self):
