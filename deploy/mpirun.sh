@@ -4,7 +4,7 @@
 #   deploy/mpirun.sh [options] [-- [program] arguments]
 #
 #   -np N           processes, the coordinator included (default 3; with a hostfile or -H: as many as it has slots)
-#   --hostfile F    hosts, as mpirun reads them: one per line, "name slots=N" (1 if not said); the first one runs the coordinator
+#   --hostfile F    hosts, one per line: "name slots=N" (1 if not said; # begins a comment); the first one runs the coordinator
 #   -H A,B:2        hosts, on the command line, with their slots
 #   --interface I   the network between the hosts, by its name (eth0) or as CIDR (10.0.0.0/24): for mpirun's own connections
 #                   and for those of the ranks; with a name, it must be the same on all hosts
@@ -109,9 +109,8 @@ remove_status_dir() { [ -z "$status_dir" ] || rm -rf "$status_dir"; }
 line=(mpirun)
 [ "$(id -u)" = 0 ] && line+=(--allow-run-as-root)
 line+=(--oversubscribe --bind-to none --enable-recovery -np "$np")
-if [ -n "$hostfile" ]; then line+=(--hostfile "$hostfile")
-elif [ "${#host_names[@]}" -gt 0 ]; then line+=(-H "$(print_host_list)")
-fi
+# A hostfile, too, as -H: mpirun takes a host without slots= for one with as many slots as cores, and the check would look for ranks elsewhere.
+[ "${#host_names[@]}" -eq 0 ] || line+=(-H "$(print_host_list)")
 line+=("${pass[@]}" "$program" "${arguments[@]}")
 printf '+'  >&2
 printf ' %q' "${line[@]}" >&2

@@ -25,14 +25,15 @@ read_host_list() {
   done
 }
 
-# read_hostfile FILE: "name slots=N" in each line; # begins a comment.
+# read_hostfile FILE: "name slots=N" in each line, which may end as Windows writes it; # begins a comment.
 read_hostfile() {
   local line word words slots
   while read -r line || [ -n "$line" ]; do
+    line=${line%$'\r'}
     read -r -a words <<<"${line%%#*}"
     [ "${#words[@]}" -gt 0 ] || continue
     slots=1
-    for word in "${words[@]:1}"; do case "$word" in slots=*) slots=${word#slots=} ;; esac; done
+    for word in "${words[@]:1}"; do case "$word" in slots=*) slots=${word#slots=} ;; slots) slots='' ;; esac; done
     add_host "${words[0]}" "$slots"
   done <"$1"
 }
@@ -71,10 +72,12 @@ expand_counts() {
 
 read_slurm_hosts() {
   local names counts i
-  mapfile -t names < <(if command -v scontrol >/dev/null 2>&1; then scontrol show hostnames "$SLURM_JOB_NODELIST"
-                       else expand_nodelist "$SLURM_JOB_NODELIST"; fi)
+  # By a variable, as a list that can be read in part must not start a smaller cluster.
+  names=$(if command -v scontrol >/dev/null 2>&1; then scontrol show hostnames "$SLURM_JOB_NODELIST"
+          else expand_nodelist "$SLURM_JOB_NODELIST"; fi) || exit 1
+  mapfile -t names <<<"$names"
   mapfile -t counts < <(expand_counts "${SLURM_TASKS_PER_NODE:-}")
-  [ "${#names[@]}" -gt 0 ] || die "cannot read SLURM_JOB_NODELIST '$SLURM_JOB_NODELIST': name the hosts with -H"
+  [ -n "${names[0]}" ] || die "cannot read SLURM_JOB_NODELIST '$SLURM_JOB_NODELIST': name the hosts with -H"
   for i in "${!names[@]}"; do add_host "${names[i]}" "${counts[i]:-1}"; done
 }
 

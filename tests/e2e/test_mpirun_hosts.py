@@ -315,6 +315,20 @@ def test_where_hosts_come_from(environment, args, line):
     assert line in done.stdout.replace("\\,", ",")
 
 
+@pytest.mark.parametrize("text, line", [
+    (b"# all\n\na\nb slots=2 # two\na\nc max_slots=4", "-np 5 -H a:2,b:2,c:1"),
+    (b"a\r\n\r\nb slots=2\r\n", "-np 3 -H a:1,b:2"),
+    (b"a slots = 2\n", "host a: '' is not a number of slots"),
+])
+def test_hostfiles(tmp_path, text, line):
+    """Handed on as -H: mpirun itself refuses Windows' line ends, and takes cores for slots where none are said."""
+    (tmp_path / "my hosts").write_bytes(text)
+    done = subprocess.run([test_mpi.MPIRUN, "--dry-run", "--hostfile", tmp_path / "my hosts", "--", test_mpi.PROGRAM, "--model", "m"],
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=30, text=True)
+    assert line in done.stdout.replace("\\,", ","), done.stdout
+    assert "--hostfile" not in done.stdout
+
+
 @pytest.mark.parametrize("environment, args, said", [
     ({}, ["-H", "a;b"], "'a;b' is not a host name"),
     ({}, ["-H", "a:x"], "host a: 'x' is not a number of slots"),
@@ -322,6 +336,8 @@ def test_where_hosts_come_from(environment, args, line):
     ({}, ["--hostfile", "/dev/null"], "no host is named"),
     ({}, ["--interface", "eth0;x"], "--interface"),
     ({"SLURM_JOB_NODELIST": "n[1-x]"}, [], "cannot read SLURM_JOB_NODELIST 'n[1-x]'"),
+    ({"SLURM_JOB_NODELIST": "m,n[1-3,x]"}, [], "cannot read SLURM_JOB_NODELIST 'm,n[1-3,x]'"),
+    ({"SLURM_JOB_NODELIST": "n[1-3]-ib"}, [], "cannot read SLURM_JOB_NODELIST 'n[1-3]-ib'"),
 ])
 def test_hosts_that_cannot_be_read(environment, args, said):
     done = subprocess.run([test_mpi.MPIRUN, "--dry-run", *args, "--", test_mpi.PROGRAM, "--model", "m"],
