@@ -1,4 +1,5 @@
 """Workers without the model file: each gets the bytes of its own layers from the coordinator, and keeps them."""
+import fcntl
 import re
 import shutil
 import signal
@@ -174,6 +175,14 @@ def test_what_goes_wrong_is_said(real_model, logs, caches, tmp_path):
         cluster.killed.add(full)
         full.send(signal.SIGKILL)
         full.wait()
+        # As if another worker were busy with the folder; then this one is asked to end.
+        with open(next((caches / "nowhere").glob("*.chunks")), "rb") as busy:
+            fcntl.flock(busy, fcntl.LOCK_EX)
+            waiting = cluster.start_worker(0, "--join-secret-file", secret, "--model-cache", caches / "nowhere")
+            cluster.killed.add(waiting)
+            harness.wait_until(lambda: "waiting for another worker that uses" in waiting.err, "the worker waits for its turn")
+            waiting.send(signal.SIGTERM)
+            assert waiting.wait(10) == 0 and "error" not in waiting.err, waiting.tail()
         # The service itself asks for the secret, and for the model's manifest.
         with grpc.insecure_channel(cluster.address) as channel:
             fetch = channel.unary_stream("/millrace.v1.Cluster/FetchModel")

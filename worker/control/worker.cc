@@ -369,6 +369,8 @@ void Worker::OnAssign(const v1::Assign& assign) {
           assign.first_layer(), " to ", assign.first_layer() + assign.num_layers() - 1);
   v1::WorkerMessage answer;
   absl::StatusOr<v1::Loaded> loaded = host_->Assign(assign);
+  // What interrupted it comes as an event, and says more.
+  if (!loaded.ok() && interrupter_.interrupted()) return;
   if (loaded.ok()) {
     *answer.mutable_loaded() = *std::move(loaded);
   } else {
