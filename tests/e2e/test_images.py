@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import harness
+import jsonschema
 import pytest
 import yaml
 
@@ -145,6 +146,46 @@ def test_runtime_packages_bring_every_library(name):
 
 def compose():
     return yaml.safe_load((DOCKER / "compose.yaml").read_text())
+
+
+def fields(**properties):
+    return {"type": "object", "additionalProperties": False, "properties": properties}
+
+
+TEXT = {"type": "string", "minLength": 1}
+TEXTS = {"type": "array", "items": TEXT, "minItems": 1}
+DURATION = {"type": "string", "pattern": "^[0-9]+s$"}
+# What compose.yaml uses of the compose specification (compose-spec.json of June 2026); other fields would be ignored or refused.
+COMPOSE = {
+    "type": "object", "additionalProperties": False, "required": ["name", "services"], "patternProperties": {"^x-": {}},
+    "properties": {
+        "name": {"type": "string", "pattern": "^[a-z0-9][a-z0-9_-]*$"},
+        "services": {"type": "object", "additionalProperties": fields(
+            image=TEXT, build=fields(context=TEXT, dockerfile=TEXT, target=TEXT, args={"type": "object"}), user=TEXT,
+            command=TEXTS, read_only={"type": "boolean"}, tmpfs=TEXTS, cap_drop=TEXTS, security_opt=TEXTS,
+            restart={"enum": ["no", "always", "on-failure", "unless-stopped"]}, stop_grace_period=DURATION, secrets=TEXTS,
+            ports={"type": "array", "items": {"type": "string", "pattern": r"^127\.0\.0\.1:[^ ]+:[0-9]+$"}},
+            depends_on={"type": "object", "additionalProperties": fields(condition={
+                "enum": ["service_started", "service_healthy", "service_completed_successfully"]})},
+            volumes={"type": "array", "items": {"anyOf": [
+                {"type": "string", "pattern": "^[a-z0-9-]+:/"},
+                fields(type={"const": "bind"}, source=TEXT, target=TEXT, read_only={"type": "boolean"})]}})},
+        "volumes": {"type": "object", "additionalProperties": {"type": "null"}},
+        "secrets": {"type": "object", "additionalProperties": fields(file=TEXT)},
+    },
+}
+
+
+def test_compose_is_what_the_specification_knows():
+    check = jsonschema.Draft7Validator(COMPOSE)
+    assert not [error.message for error in check.iter_errors(compose())]
+    services = compose()["services"]
+    for service in services.values():
+        assert set(service.get("depends_on", {})) <= set(services) and set(service["secrets"]) <= set(compose()["secrets"])
+    for name, value in (("read_onyl", True), ("read_only", "yes"), ("restart", "sometimes"), ("ports", ["50051:50051"])):
+        wrong = compose()
+        wrong["services"]["coordinator"][name] = value
+        assert not check.is_valid(wrong), name
 
 
 def test_compose_confines_each_container():
