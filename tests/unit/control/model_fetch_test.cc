@@ -5,6 +5,7 @@
 #include <fstream>
 #include <thread>
 
+#include "common/mutex.h"
 #include "gmock/gmock.h"
 #include "grpc/grpc.h"
 #include "gtest/gtest.h"
@@ -38,16 +39,35 @@ class FakeSource final : public v1::Cluster::Service {
 
   grpc::Status GetModelManifest(grpc::ServerContext*, const v1::ModelManifestRequest*,
                                 v1::ModelManifest* answer) override {
+    MutexLock lock(&mutex_);
     *answer = wire_;
     return grpc::Status::OK;
   }
 
   grpc::Status FetchModel(grpc::ServerContext* context, const v1::FetchModelRequest* request,
                           Writer* writer) override {
-    asked_.emplace_back(request->chunks().begin(), request->chunks().end());
-    if (fetch_) return fetch_(context, asked_.back(), writer);
-    for (const uint32_t chunk : request->chunks()) writer->Write(Message(chunk));
+    const std::vector<uint32_t> chunks(request->chunks().begin(), request->chunks().end());
+    MutexLock lock(&mutex_);
+    asked_.push_back(chunks);
+    if (fetch_) return fetch_(context, chunks, writer);
+    for (const uint32_t chunk : chunks) writer->Write(Message(chunk));
     return grpc::Status::OK;
+  }
+
+  // Runs under the lock: one call at a time.
+  void Script(
+      std::function<grpc::Status(grpc::ServerContext*, const std::vector<uint32_t>&, Writer*)> fetch) {
+    MutexLock lock(&mutex_);
+    fetch_ = std::move(fetch);
+  }
+  void SpoilManifest() {
+    MutexLock lock(&mutex_);
+    wire_.mutable_sha256()->pop_back();
+  }
+  // What calls asked for since the last time.
+  std::vector<std::vector<uint32_t>> TakeAsked() {
+    MutexLock lock(&mutex_);
+    return std::exchange(asked_, {});
   }
 
   v1::ModelChunk Message(uint32_t chunk) const {
@@ -63,9 +83,13 @@ class FakeSource final : public v1::Cluster::Service {
   const std::vector<uint8_t> bytes_;
   const std::unique_ptr<GgufFile> file_;
   const ModelManifest manifest_;
-  v1::ModelManifest wire_;
-  std::function<grpc::Status(grpc::ServerContext*, const std::vector<uint32_t>&, Writer*)> fetch_;
-  std::vector<std::vector<uint32_t>> asked_;
+
+ private:
+  Mutex mutex_;
+  v1::ModelManifest wire_ ABSL_GUARDED_BY(mutex_);
+  std::function<grpc::Status(grpc::ServerContext*, const std::vector<uint32_t>&, Writer*)> fetch_
+      ABSL_GUARDED_BY(mutex_);
+  std::vector<std::vector<uint32_t>> asked_ ABSL_GUARDED_BY(mutex_);
 };
 
 // Its embedding takes five chunks, each other tensor one.
@@ -101,7 +125,7 @@ class ModelFetchTest : public ::testing::Test {
   std::unique_ptr<ModelFetch> Open() {
     absl::StatusOr<std::unique_ptr<ModelFetch>> fetch = ModelFetch::Open(options_);
     EXPECT_TRUE(fetch.ok()) << fetch.status();
-    source_.asked_.clear();
+    source_.TakeAsked();
     return *std::move(fetch);
   }
 
@@ -121,7 +145,7 @@ class ModelFetchTest : public ::testing::Test {
 TEST_F(ModelFetchTest, GoesOnWhereATransferBroke) {
   const std::unique_ptr<ModelFetch> fetch = Open();
   int calls = 0;
-  source_.fetch_ = [&](grpc::ServerContext*, const std::vector<uint32_t>& chunks, Writer* writer) {
+  source_.Script([&](grpc::ServerContext*, const std::vector<uint32_t>& chunks, Writer* writer) {
     switch (++calls) {
       case 1:
         writer->Write(source_.Message(chunks[0]));
@@ -143,29 +167,29 @@ TEST_F(ModelFetchTest, GoesOnWhereATransferBroke) {
         for (const uint32_t chunk : chunks) writer->Write(source_.Message(chunk));
         return grpc::Status::OK;
     }
-  };
+  });
   const ByteRange range = source_.TensorRange("token_embd.weight");
   const absl::StatusOr<bool> fetched = fetch->Need("stage 0", {&range, 1});
   ASSERT_TRUE(fetched.ok()) << fetched.status();
   EXPECT_TRUE(*fetched);
-  EXPECT_THAT(source_.asked_, ElementsAre(SizeIs(5), SizeIs(3), SizeIs(3), SizeIs(3), SizeIs(2)));
+  EXPECT_THAT(source_.TakeAsked(), ElementsAre(SizeIs(5), SizeIs(3), SizeIs(3), SizeIs(3), SizeIs(2)));
   ExpectHas(*fetch, "token_embd.weight");
   EXPECT_FALSE(*fetch->Need("stage 0", {&range, 1}));
 }
 
 TEST_F(ModelFetchTest, GivesUpOnASourceOfDamage) {
   const std::unique_ptr<ModelFetch> fetch = Open();
-  source_.fetch_ = [&](grpc::ServerContext*, const std::vector<uint32_t>& chunks, Writer* writer) {
+  source_.Script([&](grpc::ServerContext*, const std::vector<uint32_t>& chunks, Writer* writer) {
     v1::ModelChunk damaged = source_.Message(chunks[0]);
     damaged.mutable_data()->pop_back();
     writer->Write(damaged);
     return grpc::Status::OK;
-  };
+  });
   const ByteRange range = source_.TensorRange("token_embd.weight");
   const absl::Status status = fetch->Need("stage 0", {&range, 1}).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kDataLoss);
   EXPECT_THAT(std::string(status.message()), HasSubstr("(5 of 5 chunks are still to come)"));
-  EXPECT_THAT(source_.asked_, SizeIs(3));
+  EXPECT_THAT(source_.TakeAsked(), SizeIs(3));
 }
 
 TEST_F(ModelFetchTest, WaitsForAConnection) {
@@ -190,15 +214,14 @@ TEST_F(ModelFetchTest, WaitsForAConnection) {
 }
 
 TEST_F(ModelFetchTest, SilenceAndInterruptionEndIt) {
-  source_.fetch_ = [](grpc::ServerContext* context, const std::vector<uint32_t>&, Writer*) {
+  source_.Script([](grpc::ServerContext* context, const std::vector<uint32_t>&, Writer*) {
     while (!context->IsCancelled()) std::this_thread::sleep_for(std::chrono::milliseconds(2));
     return grpc::Status::CANCELLED;
-  };
+  });
   options_.silence = absl::Milliseconds(50);
   const absl::Status silent = ModelFetch::Open(options_).status();
   EXPECT_EQ(silent.code(), absl::StatusCode::kUnavailable);
   EXPECT_THAT(std::string(silent.message()), HasSubstr("nothing of the model came for 50ms"));
-  EXPECT_THAT(source_.asked_, SizeIs(3));
 
   options_.silence = absl::Seconds(30);
   int turns = 0;
@@ -206,14 +229,13 @@ TEST_F(ModelFetchTest, SilenceAndInterruptionEndIt) {
     if (++turns == 3) interrupter_.Interrupt();
   };
   EXPECT_TRUE(absl::IsCancelled(ModelFetch::Open(options_).status()));
-  EXPECT_THAT(source_.asked_, SizeIs(4));
 }
 
 TEST_F(ModelFetchTest, RefusesManifestsThatWereNotNamed) {
   options_.manifest_sha256.back() ^= 1;
   EXPECT_EQ(ModelFetch::Open(options_).status().code(), absl::StatusCode::kDataLoss);
   options_.manifest_sha256.back() ^= 1;
-  source_.wire_.mutable_sha256()->pop_back();
+  source_.SpoilManifest();
   EXPECT_EQ(ModelFetch::Open(options_).status().code(), absl::StatusCode::kInvalidArgument);
   EXPECT_FALSE(std::filesystem::exists(options_.folder)) << "nothing is made before the manifest is known";
 }
@@ -233,7 +255,7 @@ TEST_F(ModelFetchTest, AsksForDamagedChunksOnly) {
   EXPECT_THAT(testing::internal::GetCapturedStderr(),
               HasSubstr("is damaged in 2 of 5 chunks, first at byte"));
   const std::vector<uint32_t> all = ChunksOf(source_.manifest_, {&range, 1});
-  EXPECT_THAT(source_.asked_, ElementsAre(ElementsAre(all[0], all[3])));
+  EXPECT_THAT(source_.TakeAsked(), ElementsAre(ElementsAre(all[0], all[3])));
   ExpectHas(*fetch, "token_embd.weight");
 }
 
