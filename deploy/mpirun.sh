@@ -24,8 +24,8 @@
 # MPI then starts its daemons by srun.
 #
 # With several hosts, each is checked before anything is loaded: that mpirun reaches it, that its program is the same build and its
-# model file the same (size, header and samples of each tensor), that the ports are free, that memory suffices for its stages, and
-# that its clock is right. One line for each thing that is wrong, all at once, and exit code 1.
+# model file the same (size, header and samples of each tensor), that the ports are free, that its TLS files
+# are good, that memory suffices for its stages, and that its clock is right. One line for each thing that is wrong, all at once, and exit code 1.
 #
 # SIGTERM and Ctrl-C stop rank 0 first, on whatever host it is: it drains, that is refuses new requests and lets the running ones
 # finish within its --grace, and then ends the workers. (mpirun itself would give all ranks one second.) A second Ctrl-C kills. The exit code is rank 0's when it leaves one in its status

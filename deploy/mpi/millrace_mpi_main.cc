@@ -161,6 +161,7 @@ int Preflight(const MpiFlags& flags, const CoordinatorOptions& options) {
     if (!listen.empty()) task.listens.push_back(listen);
   }
   task.interface = flags.interface;
+  task.tls = options.tls;
   const std::string& backend = flags.worker.options.backends.backend;
   task.host_memory = backend == "cpu" || (backend == "auto" && access("/dev/nvidiactl", F_OK) != 0);
   task.context_tokens = options.context_tokens;

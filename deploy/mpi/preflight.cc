@@ -92,6 +92,16 @@ std::string MemoryProblem(const PreflightTask& task) {
                       " are free: use more hosts, or fewer ranks on this one");
 }
 
+// What is wrong with this host's files of TLS; empty: nothing, or no TLS.
+std::string TlsProblem(const TlsOptions& tls) {
+  if (!tls.on()) return "";
+  const absl::StatusOr<TlsFiles> files = ReadTlsFiles(tls);
+  if (!files.ok()) return std::string(files.status().message());
+  if (files->leads_to_ca) return "";
+  return absl::StrCat("--tls-cert ", tls.cert, ": does not lead to a certificate of --tls-ca ", tls.ca,
+                      ", so the other hosts would refuse it");
+}
+
 struct HostReport {
   std::string version, build, fingerprint;
   absl::Time clock;
@@ -206,6 +216,7 @@ std::string PreflightReport(const PreflightTask& task) {
   } else if (needs_model) {
     add_problem(file.status().message());
   }
+  if (const std::string problem = TlsProblem(task.tls); !problem.empty()) add_problem(problem);
   if (!task.interface.empty()) {
     if (const auto address = AddressInside(task.interface); !address.ok())
       add_problem(address.status().message());

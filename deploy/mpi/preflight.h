@@ -9,6 +9,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
+#include "common/transport/tls_files.h"
 
 namespace millrace {
 
@@ -33,6 +34,7 @@ struct PreflightTask {
   uint32_t context_tokens = 0;       // 0: the model's
   uint32_t max_rows = 128;
   uint64_t kv_memory_bytes = 0;  // 0: not said
+  TlsOptions tls;
 };
 
 // What this host says of itself: lines for ReadHostReport. Reads the model's header and 4 KiB of each tensor,

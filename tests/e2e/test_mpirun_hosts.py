@@ -255,34 +255,39 @@ def test_ctrl_c_drains_a_coordinator_on_another_host(start, hosts):
 
 
 def test_every_host_that_fails_the_preflight_is_named(start, hosts, real_model):
-    """Another build, another model file, a taken port and a host that is down: a line each, all at once, and nothing starts."""
+    """Another build, another model file, too little memory, a TLS key that is missing, a taken port and a host that is down: a line
+    each, all at once, and nothing starts."""
     other = hosts.tmp / "millrace-mpi"
     shutil.copy(test_mpi.PROGRAM, other)
     with open(other, "ab") as file:
         file.write(b"another build")
-    hosts.prepare[2].write_text(f"mount --bind {other} {test_mpi.PROGRAM}")
+    certificate = certificates.TestCa(hosts.tmp / "ca").issue("hosts", "IP:127.0.0.1")
+    hosts.prepare[2].write_text(f"mount --bind {other} {test_mpi.PROGRAM}; mount --bind /dev/null {certificate.key}")
     changed = bytearray(pathlib.Path(real_model).read_bytes())
     changed[-1] ^= 1  # within the 4 KiB that are compared of the last tensor
     (hosts.tmp / "changed.gguf").write_bytes(changed)
-    hosts.prepare[3].write_text(f"mount --bind {hosts.tmp}/changed.gguf {real_model}")
+    (hosts.tmp / "meminfo").write_text("MemTotal: 2048 kB\nMemAvailable: 1024 kB\n")
+    hosts.prepare[3].write_text(f"mount --bind {hosts.tmp}/changed.gguf {real_model}; mount --bind {hosts.tmp}/meminfo /proc/meminfo")
     taken = subprocess.Popen(["ip", "netns", "exec", hosts.names[0], "python3", "-c",
                               "import socket, sys\ns = socket.create_server(('127.0.0.1', 0))\n"
                               "print(s.getsockname()[1], flush=True)\nsys.stdin.read()"],
                              stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         port = int(taken.stdout.readline())
-        cluster = start(order=(1, 2, 3, 9), program=["--metrics", f"127.0.0.1:{port}"])
+        cluster = start(order=(1, 2, 3, 9), program=["--metrics", f"127.0.0.1:{port}", *certificate.flags()])
         assert cluster.script.wait(60) == 1, cluster.script.tail(60)
     finally:
         taken.kill()
         taken.communicate()
     lines = cluster.said("^preflight: ")
-    assert len(lines) == 4, cluster.script.err
+    assert len(lines) == 6, cluster.script.err
     net = hosts.net
     assert re.fullmatch(rf"preflight: {net}\.1: cannot listen on 127.0.0.1:{port}: Address already in use", lines[0])
-    assert re.fullmatch(rf"preflight: {net}\.2: millrace-mpi there is another build of .*, on {net}\.1 .*", lines[1])
-    assert re.fullmatch(rf"preflight: {net}\.3: the model file there is another .*, on {net}\.1 .*", lines[2])
-    assert re.fullmatch(rf"preflight: {net}\.9: cannot be reached.*No route to host", lines[3])
+    assert re.fullmatch(rf"preflight: {net}\.2: --tls-key {certificate.key}: holds no PEM private key.*", lines[1])
+    assert re.fullmatch(rf"preflight: {net}\.2: millrace-mpi there is another build of .*, on {net}\.1 .*", lines[2])
+    assert re.fullmatch(rf"preflight: {net}\.3: its stages need .* of memory, 1.0 MiB are free: .*", lines[3])
+    assert re.fullmatch(rf"preflight: {net}\.3: the model file there is another .*, on {net}\.1 .*", lines[4])
+    assert re.fullmatch(rf"preflight: {net}\.9: cannot be reached.*No route to host", lines[5])
     assert not cluster.status.exists() and not cluster.said("rank 0, coordinator"), "something was started"
     hosts.wait_empty()
 

@@ -172,6 +172,11 @@ TEST(PreflightReportTest, IsOneThatIsUnderstood) {
   task.ranks = {0, 1, 2};
   answer.output = absl::StrSplit(PreflightReport(task), '\n');
   EXPECT_THAT(JudgeHosts({answer}).failures, Contains(HasSubstr("/no/such/model.gguf")));
+  task.tls.cert = "/no/such/cert.pem";
+  task.tls.key = "/no/such/key.pem";
+  task.tls.ca = "/no/such/ca.pem";
+  answer.output = absl::StrSplit(PreflightReport(task), '\n');
+  EXPECT_THAT(JudgeHosts({answer}).failures, Contains(AllOf(StartsWith("h: "), HasSubstr("/no/such/c"))));
   close(fd);
 }
 
