@@ -28,8 +28,11 @@
 # are good, that memory suffices for its stages, and that its clock is right. One line for each thing that is wrong, all at once, and exit code 1.
 #
 # SIGTERM and Ctrl-C stop rank 0 first, on whatever host it is: it drains, that is refuses new requests and lets the running ones
-# finish within its --grace, and then ends the workers. (mpirun itself would give all ranks one second.) A second Ctrl-C kills. The exit code is rank 0's when it leaves one in its status
-# file, because mpirun --enable-recovery answers 0 whatever its ranks did.
+# finish within its --grace, and then ends the workers. (mpirun itself would give all ranks one second.) A second Ctrl-C kills.
+#
+# Exit codes: 0 after a stop in order (and whatever became of a rank 0 on another host); 1 when the check found something, mpirun, the
+# program or a host list of Slurm cannot be used, or the coordinator ended before it listened or died; 2 for wrong options or hosts; 137 when processes had to be killed; 143 when the
+# check was interrupted; else mpirun's. They come from rank 0's status file, as mpirun --enable-recovery answers 0 whatever its ranks did.
 set -uo pipefail
 . "$(dirname "$0")/common.sh"
 root=$(cd "$(dirname "$0")/.." && pwd)
