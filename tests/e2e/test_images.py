@@ -90,6 +90,20 @@ def test_what_is_copied_is_in_the_context(name):
         assert not any(fnmatch.fnmatch(folder, pattern) for pattern in ignored)
 
 
+def test_the_context_can_be_configured(tmp_path):
+    """What .dockerignore leaves is enough for cmake; tests/images/execute.py goes on from there."""
+    sys.path.insert(0, str(harness.ROOT / "tests" / "images"))
+    import build
+    builder = build.Builder(harness.ROOT, tmp_path, None, {})
+    builder.copy(tmp_path / "image", build.Image(folder="/src"), [".", "."])
+    (run,) = [rest for word, rest in stages("Dockerfile.cpu")["build"] if word == "RUN" and rest.startswith("cmake ")]
+    words = run.split("&&")[0].split()
+    assert words[:5] == ["cmake", "-S", ".", "-B", "/build"]
+    done = subprocess.run([*words[:4], str(tmp_path / "build"), *words[5:]], cwd=tmp_path / "image" / "src", stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT, text=True, timeout=5 * harness.PATIENCE)
+    assert done.returncode == 0, done.stdout
+
+
 def depends():
     """Package: groups of alternatives that it depends on, of all that are installed."""
     listed = subprocess.run(["dpkg-query", "-W", "-f", "${db:Status-Status}\t${Package}\t${Pre-Depends}, ${Depends}\n"], check=True,
