@@ -2,11 +2,16 @@
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import tempfile
 
 import pytest
+
+# A shell's background jobs ignore Ctrl-C, and so would every program that is started from here.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
