@@ -4,7 +4,7 @@
   tests/images/execute.py cpu|mpi|cuda [options]
 
   --work FOLDER     where root file systems are made, some gigabytes (default: /var/tmp/millrace-images)
-  --mirror URL      of Debian, for debootstrap (default: http://deb.debian.org/debian)
+  --mirror URL      of Debian, for debootstrap (default: where this machine's apt gets bookworm from)
   --model FILE      what is served (default: deploy/get_model.sh)
   --reuse           take stages that an earlier run has finished as they are
 
@@ -40,10 +40,19 @@ def options():
     parser = argparse.ArgumentParser(prog="execute.py", add_help=False)
     parser.add_argument("image", choices=TARGETS)
     parser.add_argument("--work", type=pathlib.Path, default=pathlib.Path("/var/tmp/millrace-images"))
-    parser.add_argument("--mirror", default="http://deb.debian.org/debian")
+    parser.add_argument("--mirror")
     parser.add_argument("--model", type=pathlib.Path)
     parser.add_argument("--reuse", action="store_true")
     return parser.parse_args()
+
+
+def own_mirror():
+    listed = subprocess.run(["apt-get", "indextargets", "--format", "$(REPO_URI) $(CODENAME) $(CREATED_BY)"], stdout=subprocess.PIPE, text=True).stdout
+    for line in listed.splitlines():
+        mirror, *what = line.split()
+        if what == ["bookworm", "Packages"]:
+            return mirror
+    raise SystemExit("execute.py: error: apt knows no Debian 12 here: name one by --mirror")
 
 
 def main():
@@ -56,7 +65,7 @@ def main():
     work.mkdir(parents=True, exist_ok=True)
     arguments = {"VERSION": VERSION, "REVISION": "0" * 40}
     stages = dockerfile.needed(dockerfile.parse((ROOT / "deploy/docker" / file).read_text(), arguments), target)
-    builder = build.Builder(ROOT, work, root.debian(flags.work / "debian", flags.mirror), arguments)
+    builder = build.Builder(ROOT, work, root.debian(flags.work / "debian", flags.mirror or own_mirror()), arguments)
     builder.build(stages, flags.reuse)
     image = builder.images[target]
     print(f"{flags.image}: {build.describe(image)}", flush=True)
