@@ -125,12 +125,14 @@ check_hosts() {
   folder=$(mktemp -d)
   assign_ranks "$np"
   # The mpirun of a host ends with its subshell.
-  trap 'kill "${check_pids[@]}"; end_preflight "$folder"; rm -rf "$folder"; remove_status_dir; exit 143' TERM INT HUP
+  watch_preflight "$folder"
+  trap 'kill -KILL "$watcher"; kill "${check_pids[@]}"; end_preflight "$folder"; rm -rf "$folder"; remove_status_dir; exit 143' TERM INT HUP
   preflight "$folder" "$np" "$check_seconds" "${pass[@]}"
   code=$?
   # A login that answered may have left a master connection for later ones (ssh's ControlPersist): that stays.
   ! grep -qsE '^host .* (124|137)$' "$folder"/*.answer || end_preflight "$folder"
   trap - TERM INT HUP
+  kill -KILL "$watcher"
   rm -rf "$folder"
   return "$code"
 }

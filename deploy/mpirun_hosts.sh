@@ -117,6 +117,17 @@ end_preflight() {
   done < <(grep -lzxsF "MILLRACE_PREFLIGHT=$1" /proc/[0-9]*/environ)
 }
 
+# watch_preflight FOLDER: ends the check if this script is killed so that it cannot do so itself. Leaves the process in watcher.
+watch_preflight() {
+  setpriv --pdeathsig TERM bash -c '
+    . "$1"
+    trap "end_preflight \"$2\"; rm -rf \"$2\"; exit" TERM
+    exec {never}<> <(:)
+    read -ru "$never"' watch "${BASH_SOURCE[0]}" "$1" </dev/null >/dev/null 2>&1 &
+  watcher=$!
+  disown "$watcher"
+}
+
 check_pids=()
 # preflight FOLDER SIZE TIMEOUT OPTION...: runs `$program --preflight` on every host that gets ranks, by an mpirun of its own each,
 # so that one host that is down says nothing about the others. Prints one line for each thing that is wrong; returns the judge's code.
@@ -133,8 +144,11 @@ preflight() {
         -H "${host_names[i]}:1" "$@" "$program" "${arguments[@]}" \
         --preflight "${host_first[i]}:${host_count[i]}:$size" </dev/null >"$folder/$i.out" 2>&1
       code=$?
-      printf 'host %s %s %s %d\n' "${host_names[i]}" "${began/,/.}" "${EPOCHREALTIME/,/.}" "$code" >"$folder/$i.answer"
-      sed 's/^/\t/' "$folder/$i.out" >>"$folder/$i.answer"
+      # The folder is gone if this script is.
+      {
+        printf 'host %s %s %s %d\n' "${host_names[i]}" "${began/,/.}" "${EPOCHREALTIME/,/.}" "$code"
+        sed 's/^/\t/' "$folder/$i.out"
+      } 2>/dev/null >"$folder/$i.answer"
     ) &
     check_pids+=($!)
     # A few at a time: each is an mpirun and a login.

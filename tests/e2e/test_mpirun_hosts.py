@@ -304,6 +304,11 @@ def test_a_host_that_does_not_answer_the_preflight(start, hosts):
     cluster.script.send(signal.SIGTERM)
     assert cluster.script.wait(5) == 143, cluster.script.tail(60)
     hosts.wait_empty()
+    cluster = start()
+    harness.wait_until(lambda: hosts.programs("sleep", 3), "the check waits for the third host")
+    cluster.script.send(signal.SIGKILL)
+    cluster.script.wait(5)
+    hosts.wait_empty()
 
 
 @pytest.mark.parametrize("environment, args, line", [
