@@ -143,8 +143,12 @@ def check_trace(trace, stages):
         else:
             assert event["ph"] == "C"
     assert len(tracks) == 1 + stages and tracks[0] == "coordinator"
+    whole = [("s", 0)] + [("t", stage + 1) for stage in range(stages)] + [("f", 0)]
     for steps in flows.values():
-        assert steps == [("s", 0)] + [("t", stage + 1) for stage in range(stages)] + [("f", 0)]
+        # A stage whose clock seems to be ahead or behind by more than the way took is left out of the arrow.
+        assert steps[0] == whole[0] and steps[-1] == whole[-1] and set(steps) <= set(whole)
+        assert sorted(steps[1:-1]) == steps[1:-1]
+    assert sum(steps == whole for steps in flows.values()) >= 0.9 * len(flows)
     assert {event["name"] for event in by_category["idle"]} <= CAUSES
     assert len(flows) == len(by_category["return"]) == len(by_category["plan"])
     assert len(by_category["busy"]) == stages * len(flows)

@@ -76,14 +76,15 @@ def stream(server, cases, offset):
 
 
 def main():
-    def stop(*_):
-        faulthandler.dump_traceback_later(TELL_AFTER)
-        stopping.set()
-    signal.signal(signal.SIGTERM, stop)
+    # Waited for, not handled: a handler runs in this thread only, which nothing wakes if the kernel gives the signal to another.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     server, streams, cases = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
     threads = [threading.Thread(target=stream, args=(server, cases, index)) for index in range(streams)]
     for thread in threads:
         thread.start()
+    signal.sigwait({signal.SIGTERM})
+    faulthandler.dump_traceback_later(TELL_AFTER)
+    stopping.set()
     for thread in threads:
         thread.join()
     say(done=True)
