@@ -93,7 +93,7 @@ def serving(scene):
             "--model-cache=/var/cache/millrace"], [scene.secret, scene.volume(f"cache-{i}")]) for i in range(2)]
         wait_for(coordinator.healthy, "HEALTHCHECK of the coordinator succeeds")
         wait_for(lambda: coordinator.execute(["millrace", "health", "--server", "127.0.0.1:50053"]).returncode == 0, "the coordinator is ready")
-        answer = coordinator.execute(["millrace", "generate", "--max-tokens", "8", PROMPT])
+        answer = coordinator.execute(["millrace", "generate", "--temperature", "0", "--max-tokens", "8", PROMPT])
         require(answer.returncode == 0 and "Paris" in answer.stdout, f"generate: {answer.stdout}")
         seen(f"HEALTHCHECK succeeds; two workers were sent the model; {PROMPT!r} is answered {answer.stdout.strip()!r}")
         for container in (coordinator, *workers):
